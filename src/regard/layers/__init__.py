@@ -1,0 +1,1 @@
+"""Parts with parameters or memory, but no contract of their own."""

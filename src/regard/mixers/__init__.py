@@ -1,0 +1,1 @@
+"""Mechanisms under the contract, one file each."""

@@ -1,0 +1,1 @@
+"""Mechanisms on the channels of feature maps: `(batch, channels, *space)` in and out."""

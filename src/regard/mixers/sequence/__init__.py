@@ -1,0 +1,1 @@
+"""Mechanisms on sequences: `(batch, tokens, dim)` in and out."""

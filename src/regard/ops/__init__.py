@@ -1,0 +1,1 @@
+"""Pure functions on tensors, without parameters: the plain reference beside the fast path."""

@@ -1,0 +1,1 @@
+"""Self-contained HTML pages that open offline, and PNG plots: no network, no torch, every string escaped."""
