@@ -12,6 +12,7 @@ the scores that carry the weight are then near zero, where rounding is fine.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,8 +22,6 @@ from torch import Tensor
 QUERY_BLOCK = 256
 SMALLEST_LENGTH = 256
 """Below this many queries the fused kernel is as fast."""
-WORKSPACE_NUMBERS = 2**21
-"""Scores held at once; heads are taken in groups that fit."""
 SAMPLED_KEYS = 64
 
 
@@ -41,74 +40,105 @@ def blocked_softmax_attention(
 ) -> Float[Tensor, "batch heads queries value_dim"]:
     """Softmax attention, one block of queries at a time; with `causal`, as many queries as keys."""
     batch, heads = q.shape[:2]
-    flat = (x.reshape(batch * heads, x.shape[2], x.shape[3]) for x in (q, k, v))
-    mixed = _BlockedSoftmax.apply(*flat, causal)
+    flat = [x.reshape(batch * heads, x.shape[2], x.shape[3]) for x in (q, k, v)]
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in flat)
+    mixed = _BlockedSoftmax.apply(*flat, causal, keep)
     return mixed.view(batch, heads, q.shape[2], v.shape[3])
 
 
-class _Blocks:
-    """Walks over groups of heads and blocks of queries, and gives each block's weights in one workspace."""
+def _widened(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """`x` with two more columns: what a product with `_ones_appended` adds to every entry of a row."""
+    return torch.cat((x, first, second), dim=-1)
 
-    def __init__(self, q: Tensor, k: Tensor, causal: bool) -> None:
-        sample = k[:, :: max(1, k.shape[1] // SAMPLED_KEYS)]
-        largest = torch.bmm(q, sample.transpose(1, 2)).amax(dim=-1, keepdim=True)
-        # the second column keeps the width even, as the matrix product wants it
-        self.q = torch.cat((q, -largest, torch.zeros_like(largest)), dim=-1)
-        self.k = torch.nn.functional.pad(k, (0, 2), value=1.0)
-        self.scale = q.shape[2] ** -0.5
-        self.causal = causal
-        self.rows = min(QUERY_BLOCK, q.shape[1])
-        self.heads = max(1, min(q.shape[0], WORKSPACE_NUMBERS // (self.rows * k.shape[1])))
-        self.workspace = q.new_empty(self.heads * self.rows * k.shape[1])
-        self.future = q.new_full((self.rows, self.rows), -torch.inf).triu(1)
 
-    def __iter__(self) -> Any:
-        for head in range(0, self.q.shape[0], self.heads):
-            group = slice(head, min(head + self.heads, self.q.shape[0]))
-            for start in range(0, self.q.shape[1], self.rows):
-                yield group, slice(start, min(start + self.rows, self.q.shape[1]))
+def _ones_appended(x: Tensor) -> Tensor:
+    return torch.nn.functional.pad(x, (0, 2), value=1.0)
 
-    def seen(self, block: slice) -> slice:
-        """The keys that a block of queries may see."""
-        return slice(0, block.stop if self.causal else self.k.shape[1])
 
-    def weights(self, group: slice, block: slice) -> Float[Tensor, "heads rows keys"]:
-        """Softmax weights of a block; the next call overwrites them."""
-        q, k = self.q[group, block], self.k[group, self.seen(block)]
-        shape = (q.shape[0], q.shape[1], k.shape[1])
-        scores = self.workspace[: shape[0] * shape[1] * shape[2]].view(shape)
-        torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=self.scale, out=scores)
-        if self.causal:
-            scores[:, :, block] += self.future[: shape[1], : shape[1]]
-        return torch.softmax(scores, dim=-1, out=scores)
+def _split_in_two(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Two numbers of a narrow type whose sum is `x` almost exactly."""
+    large = x.to(dtype)
+    return large, (x - large).to(dtype)
+
+
+def _blocks(length: int) -> Iterator[slice]:
+    for start in range(0, length, QUERY_BLOCK):
+        yield slice(start, min(start + QUERY_BLOCK, length))
+
+
+class _Workspace:
+    """Memory for one block of scores of one head, used again for every block."""
+
+    def __init__(self, like: Tensor, rows: int, columns: int) -> None:
+        self.memory = like.new_empty(rows * columns)
+
+    def product(self, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        """`scale * a b^T` for `(rows, width)` and `(columns, width)`."""
+        result = self.memory[: a.shape[0] * b.shape[0]].view(a.shape[0], b.shape[0])
+        return result.addmm_(a, b.T, beta=0, alpha=scale)
+
+
+def _future(rows: int, like: Tensor) -> Tensor:
+    """Minus infinity above the diagonal, zero elsewhere."""
+    return like.new_full((rows, rows), -torch.inf).triu(1)
 
 
 class _BlockedSoftmax(torch.autograd.Function):
-    """Forward keeps only its inputs; backward recomputes each block's weights."""
+    """Forward walks over blocks of queries, backward over blocks of keys; neither keeps a block."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-        mixed = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
-        blocks = _Blocks(q, k, causal)
-        for group, block in blocks:
-            mixed[group, block] = torch.bmm(blocks.weights(group, block), v[group, blocks.seen(block)])
-        ctx.save_for_backward(q, k, v)
-        ctx.causal = causal
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool, keep: bool) -> Tensor:
+        heads, queries, width = q.shape
+        wide, scale = torch.promote_types(q.dtype, torch.float32), width**-0.5
+        sample = k[:, :: max(1, k.shape[1] // SAMPLED_KEYS)]
+        largest = torch.bmm(q, sample.transpose(1, 2)).amax(dim=-1, keepdim=True)
+        shifted, keys = _widened(q, -largest, torch.zeros_like(largest)), _ones_appended(k)
+        mixed = q.new_empty(heads, queries, v.shape[2])
+        normaliser = q.new_empty(heads, queries if keep else 0, 1, dtype=wide)
+        rows = min(QUERY_BLOCK, queries)
+        workspace, future = _Workspace(q, rows, k.shape[1]), _future(rows, q)
+        for head in range(heads):
+            for block in _blocks(queries):
+                seen = slice(0, block.stop if causal else k.shape[1])
+                scores = workspace.product(shifted[head, block], keys[head, seen], scale)
+                if causal:
+                    here = block.stop - block.start
+                    scores[:, block] += future[:here, :here]
+                peak = scores.amax(dim=-1, keepdim=True).to(wide) if keep else None
+                weights = torch.softmax(scores, dim=-1, out=scores)
+                if peak is not None:
+                    normaliser[head, block] = peak - weights.amax(dim=-1, keepdim=True).to(wide).log()
+                torch.mm(weights, v[head, seen], out=mixed[head, block])
+        if keep:
+            # the weights are exp(scaled score of the unshifted query - normaliser)
+            ctx.save_for_backward(q, k, v, mixed, normaliser + largest.to(wide) * scale)
+            ctx.causal = causal
         return mixed
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v = ctx.saved_tensors
-        upstream = grad_outputs[0]
-        wide = torch.promote_types(k.dtype, torch.float32)
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
-        blocks = _Blocks(q, k, ctx.causal)
-        for group, block in blocks:
-            seen = blocks.seen(block)
-            weights, above = blocks.weights(group, block), upstream[group, block]
-            grad_v[group, seen] += torch.bmm(weights.transpose(1, 2), above)
-            grad_weights = torch.bmm(above, v[group, seen].transpose(1, 2))
-            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-            grad_q[group, block] = torch.bmm(grad_scores, k[group, seen]) * blocks.scale
-            grad_k[group, seen] += torch.bmm(grad_scores.transpose(1, 2), q[group, block])
-        return grad_q, (grad_k * blocks.scale).to(k.dtype), grad_v.to(v.dtype), None
+        q, k, v, mixed, normaliser = ctx.saved_tensors
+        upstream, scale = grad_outputs[0].contiguous(), q.shape[2] ** -0.5
+        share = (upstream.to(normaliser.dtype) * mixed.to(normaliser.dtype)).sum(dim=-1, keepdim=True)
+        lowered = _widened(q, *_split_in_two(-normaliser / scale, q.dtype))
+        centred = _widened(upstream, *_split_in_two(-share, q.dtype))
+        keys, values = _ones_appended(k), _ones_appended(v)
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        rows = min(QUERY_BLOCK, k.shape[1])
+        first, second = _Workspace(q, rows, q.shape[1]), _Workspace(q, rows, q.shape[1])
+        past = _future(rows, q).T
+        for head in range(q.shape[0]):
+            for_head = q.new_zeros(q.shape[1], q.shape[2], dtype=normaliser.dtype)
+            for block in _blocks(k.shape[1]):
+                seeing = slice(block.start if ctx.causal else 0, q.shape[1])
+                scores = first.product(keys[head, block], lowered[head, seeing], scale)
+                if ctx.causal:
+                    here = block.stop - block.start
+                    scores[:, :here] += past[:here, :here]
+                weights = scores.exp_()
+                torch.mm(weights, upstream[head, seeing], out=grad_v[head, block])
+                grad_scores = weights.mul_(second.product(values[head, block], centred[head, seeing], 1.0))
+                torch.mm(grad_scores, q[head, seeing], out=grad_k[head, block])
+                for_head[seeing] += torch.mm(grad_scores.T, k[head, block])
+            grad_q[head] = for_head.mul_(scale)
+        return grad_q, grad_k.mul_(scale), grad_v, None, None

@@ -1,0 +1,133 @@
+"""Write what is generated: the docs page of each system, and the tables of the README.
+
+`python docs/generate.py` writes `docs/systems/`; `--readme` rewrites the generated blocks of README.md; `--check`
+only says whether these are up to date.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from regard.metadata import Entry, No
+from regard.registry import systems
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PAGES = ROOT / "docs" / "systems"
+RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
+KINDS = {"sequence": "sequence mixer", "feature": "feature mixer", "model": "model"}
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    cells = [list(header), *[[cell.replace("|", "\\|") for cell in row] for row in rows]]
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + " --- |" * len(cells[0]), *lines[1:]])
+
+
+def systems_table() -> str:
+    """The README's table of systems, a row per registered name."""
+    rows = []
+    for name, entry in systems().items():
+        paper = f"[{entry.paper.authors} {entry.paper.year}]({entry.paper.url})"
+        orders = f"{entry.traits.time} / {entry.traits.memory}" if entry.traits else ""
+        what = entry.summary + (f" ({len(entry.variants)} variants)" if entry.variants else "")
+        rows.append([f"`{name}`", KINDS.get(entry.kind, entry.kind), what, orders, paper])
+    return table(["name", "kind", "what it is", "time / memory", "paper"], rows)
+
+
+def benchmarks_table() -> str:
+    """The README's table of races, from the committed results file."""
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    rows = [
+        [race["name"], race["what"], race["measured"], race["target"], "yes" if race["met"] else "**no**"]
+        for race in results["races"]
+    ]
+    head = f"Measured by `make bench` on {results['machine']} ({results['date']}, torch {results['torch']}).\n\n"
+    return head + table(["race", "what", "measured", "target", "met"], rows)
+
+
+BLOCKS = {"systems": systems_table, "benchmarks": benchmarks_table}
+
+
+def rendered_readme(text: str) -> str:
+    """The README with its generated blocks written anew."""
+    for name, render in BLOCKS.items():
+        pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"README.md has no block {name!r}")
+        text = pattern.sub(lambda found: found[1] + render() + "\n" + found[2], text)  # noqa: B023 - used at once
+    return text
+
+
+def traits_rows(entry: Entry) -> list[list[str]]:
+    """Capability, whether the mixer has it, and the reason if not."""
+    assert entry.traits is not None
+    rows = []
+    for name, value in entry.traits.capabilities().items():
+        rows.append([name, "no" if isinstance(value, No) else "yes", value.reason if isinstance(value, No) else ""])
+    return rows
+
+
+def entry_section(name: str, entry: Entry) -> str:
+    """One registered name on its system's page."""
+    paper = entry.paper
+    parts = [
+        f"## `{name}`",
+        entry.summary + ".",
+        f"*{paper.title}*, {paper.authors}, {paper.venue} {paper.year}, <{paper.url}>"
+        + (f"; {paper.where}" if paper.where else "")
+        + ".",
+    ]
+    if paper.code:
+        parts.append(f"Compared with `{paper.code}`.")
+    if entry.kind in ("sequence", "feature"):
+        parts.append(f'```python\nimport regard\n\nmixer = regard.create("{name}", ...)\n```')
+    if entry.variants:
+        parts.append("Variants: " + ", ".join(f"`{variant}`" for variant in entry.variants) + ".")
+    if entry.traits is not None:
+        parts.append(table(["capability", "", "reason"], traits_rows(entry)))
+    parts.append(f"```{{eval-rst}}\n.. autoclass:: {entry.module}.{entry.qualname}\n   :members:\n```")
+    return "\n\n".join(parts)
+
+
+def write_pages() -> int:
+    """Write a page per system and their index; returns the number of pages."""
+    by_system: dict[str, list[tuple[str, Entry]]] = defaultdict(list)
+    for name, entry in systems().items():
+        by_system[entry.system].append((name, entry))
+    shutil.rmtree(PAGES, ignore_errors=True)
+    PAGES.mkdir(parents=True)
+    for system, entries in by_system.items():
+        sections = "\n\n".join(entry_section(name, entry) for name, entry in entries)
+        (PAGES / f"{system}.md").write_text(f"# {system}\n\n{sections}\n", encoding="utf-8")
+    toc = "\n".join(sorted(by_system))
+    index = f"# Systems\n\n{systems_table()}\n\n```{{toctree}}\n:hidden:\n\n{toc}\n```\n"
+    (PAGES / "index.md").write_text(index, encoding="utf-8")
+    return len(by_system)
+
+
+def main(arguments: list[Any]) -> int:
+    """Run from the command line; returns the exit status."""
+    text = README.read_text(encoding="utf-8")
+    wanted = rendered_readme(text)
+    if "--check" in arguments:
+        print("README.md is up to date" if text == wanted else "README.md is stale: run `make index`")
+        return int(text != wanted)
+    if "--readme" in arguments:
+        README.write_text(wanted, encoding="utf-8")
+        print("README.md written")
+        return 0
+    print(f"docs/systems: {write_pages()} pages")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
