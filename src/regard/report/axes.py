@@ -30,6 +30,12 @@ class Axis:
     log: bool = False
     ticks: Sequence[tuple[float, str]] = ()
 
+    def fraction(self, value: float) -> float:
+        """Return where `value` lies on the axis: 0 at the low end, 1 at the high end."""
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
     def plotly(self) -> dict[str, Any]:
         """Return the axis as a Plotly layout entry with themed colours."""
         ends = [math.log10(self.low), math.log10(self.high)] if self.log else [self.low, self.high]
@@ -79,7 +85,7 @@ def layout(x: Axis, y: Axis, height: int = 360) -> dict[str, Any]:
         "modebar": {"bgcolor": themed("surface"), "color": themed("muted"), "activecolor": themed("ink")},
         "xaxis": x.plotly(),
         "yaxis": y.plotly(),
-        "uirevision": f"{x.title}|{y.title}",
+        "uirevision": plotly_text(f"{x.title}|{y.title}"),
     }
 
 
@@ -88,7 +94,7 @@ def linear(title: str, values: Iterable[float], formatter: Formatter | None = No
     low, high = _span(values)
     pad = (high - low) * room or abs(high) * 0.05 or 1.0
     low, high = low - pad, high + pad
-    ticks = [(place, formatter(place)) for place in _steps(low, high, 6)] if formatter else []
+    ticks = [(place, units.tick(formatter)(place)) for place in _steps(low, high, 8)] if formatter else []
     return Axis(title, low, high, ticks=ticks)
 
 
@@ -108,7 +114,7 @@ def logarithmic(
     factor = max((high / low) ** room, 1.12)
     low, high = low / factor, high * factor
     places = _binary_places(low, high) if binary else _decimal_places(low, high)
-    return Axis(title, low, high, log=True, ticks=[(place, formatter(place)) for place in places])
+    return Axis(title, low, high, log=True, ticks=[(place, units.tick(formatter)(place)) for place in places])
 
 
 def at_values(title: str, values: Iterable[float], formatter: Formatter = units.whole, most: int = 6) -> Axis:

@@ -21,7 +21,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from regard.report.palette import SCALES, THEMES, Style
+from regard.report.palette import LIGHT, SCALES, THEMES, Style
+from regard.report.units import shorten
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -31,6 +32,8 @@ _SYMBOL_PATHS = {
     "diamond": "M14 1.6 18.4 6 14 10.4 9.6 6z",
     "triangle-up": "M14 1.9 18.2 9.2H9.8z",
     "triangle-down": "M14 10.1 9.8 2.8h8.4z",
+    "cross": "M12.6 2.2h2.8v2.4h2.4v2.8h-2.4v2.4h-2.8V7.4h-2.4V4.6h2.4z",
+    "x": "M10.6 4.6 12.6 2.6 14 4 15.4 2.6 17.4 4.6 16 6 17.4 7.4 15.4 9.4 14 8 12.6 9.4 10.6 7.4 12 6z",
 }
 
 
@@ -135,6 +138,7 @@ class Page:
         footer: the last line.
         data: what the page's scripts read beside the charts, by name.
         scripts: names of further scripts in `templates/`, run after the frame's own.
+        styles: names of further style sheets in `templates/`.
     """
 
     title: str
@@ -145,6 +149,7 @@ class Page:
     footer: str = ""
     data: dict[str, Any] = field(default_factory=dict)
     scripts: Sequence[str] = ()
+    styles: Sequence[str] = ()
 
 
 @lru_cache(maxsize=1)
@@ -157,6 +162,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals["swatch"] = swatch
+    environment.filters["shorten"] = shorten
     return environment
 
 
@@ -197,7 +203,7 @@ def theme_css() -> str:
             variables += f"--{scale}:linear-gradient(90deg,{gradient});"
         return f"color-scheme:{name};{variables}"
 
-    marks = "".join(f".m{index}{{--m:var(--c{index})}}" for index in range(sum(r[1:].isdigit() for r in THEMES["dark"])))
+    marks = "".join(f".m{index}{{--m:var(--c{index})}}" for index in range(len(LIGHT)))
     return (
         f":root{{{block('light')}}}"
         f"@media(prefers-color-scheme:dark){{:root{{{block('dark')}}}}}"
@@ -213,7 +219,7 @@ def _plotly_script() -> str:
     return script.replace("</script", r"<\/script").replace("<!--", r"<\!--")
 
 
-def _script(name: str) -> str:
+def _asset(name: str) -> str:
     return (TEMPLATES / name).read_text(encoding="utf-8").replace("\r\n", "\n")
 
 
@@ -236,20 +242,18 @@ def render_page(page: Page) -> str:
         ValueError: a chart's data hold a number that is not finite.
     """
     charts = [chart for section in page.sections for chart in section.charts if chart.views]
-    scripts = [_plotly_script(), _script("page.js"), *(_script(name) for name in page.scripts)]
+    scripts = [_plotly_script(), _asset("page.js"), *(_asset(name) for name in page.scripts)]
     data = {
         **page.data,
         "themes": THEMES,
         "scales": SCALES,
-        "charts": {
-            chart.id: [{"data": view.data, "layout": view.layout} for view in chart.views] for chart in charts
-        },
+        "charts": {chart.id: [{"data": view.data, "layout": view.layout} for view in chart.views] for chart in charts},
     }
     document = _environment().get_template("page.html")
     return document.render(
         page=page,
         policy=content_policy(scripts),
-        css=Markup(theme_css() + (TEMPLATES / "page.css").read_text(encoding="utf-8")),
+        css=Markup(theme_css() + "".join(_asset(name) for name in ("page.css", *page.styles))),
         data=to_json(data),
         scripts=[Markup(script) for script in scripts],
     )

@@ -35,7 +35,7 @@ DARK = (
     "#ad4c9a",
 )
 DASHES = ("solid", "dash", "dot", "dashdot")
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x")
 
 THEMES: dict[str, dict[str, str]] = {
     "light": {

@@ -6,13 +6,16 @@ Every formatter takes None for "not measured" and answers with a dash, so that a
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
-MISSING = "–"
+MISSING = "\u2013"
+TIMES = "\u00d7"
 MINUS = "\u2212"
-_CONTROL = {code: " " for code in range(32)} | {127: " "}
-_DIRECTION = {code: "\ufffd" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+_CONTROL = dict.fromkeys(range(32), " ") | {127: " "}
+_DIRECTION = dict.fromkeys((*range(8234, 8239), *range(8294, 8298)), "�")
 _LONGEST = 20_000
+_ENDING_ZEROS = re.compile(r"(?<=\d)\.0+(?!\d)|(\.\d*?[1-9])0+(?!\d)")
 
 Formatter = Callable[[float | None], str]
 
@@ -58,7 +61,8 @@ def _significant(value: float, digits: int = 3) -> str:
         return "0"
     if abs(value) < 1e-6:
         return f"{value:.1e}".replace("-", MINUS)
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    rounded = abs(float(f"{value:.{digits}g}"))
+    decimals = max(0, digits - 1 - math.floor(math.log10(rounded)))
     return f"{value:,.{decimals}f}".replace("-", MINUS)
 
 
@@ -95,14 +99,9 @@ def size(value: float | None) -> str:
     return _scaled(value, ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B")))
 
 
-def rate(value: float | None) -> str:
-    """Format tokens per second: 4.50 k tokens/s."""
-    return MISSING if value is None else f"{count(value)} tokens/s"
-
-
 def ratio(value: float | None) -> str:
     """Format a ratio to the yardstick: 0.83×."""
-    return MISSING if value is None else f"{_significant(value)}×"
+    return MISSING if value is None else f"{_significant(value)}{TIMES}"
 
 
 def percent(value: float | None, *, signed: bool = False, digits: int = 1) -> str:
@@ -124,6 +123,11 @@ def plain(value: float | None, digits: int = 2) -> str:
 def whole(value: float | None) -> str:
     """Format a length, a position or a step with thousands separated: 16,384."""
     return MISSING if value is None else f"{value:,.0f}".replace("-", MINUS)
+
+
+def tick(formatter: Formatter) -> Formatter:
+    """Return `formatter` without the zeros that end a decimal fraction: 10.0 ms becomes 10 ms."""
+    return lambda value: _ENDING_ZEROS.sub(r"\1", formatter(value))
 
 
 def setting(value: object) -> str:

@@ -39,7 +39,10 @@
     }));
     const layout = paint(view.layout);
     layout.dragmode = coarse ? false : "zoom";
-    if (narrow.matches) layout.height = Math.min(layout.height, 320);
+    if (narrow.matches) {
+      layout.height = Math.min(layout.height, 320);
+      layout.xaxis.title.text = layout.xaxis.title.text.replace(", ", ",<br>");
+    }
     return { data, layout };
   }
 
@@ -76,7 +79,7 @@
   function sortable(table) {
     const body = table.tBodies[0];
     const order = [...body.rows];
-    const heads = [...table.tHead.querySelectorAll("th")];
+    const heads = [...table.tHead.rows[table.tHead.rows.length - 1].cells];
     heads.forEach((head, column) => {
       const button = head.querySelector("button");
       if (!button) return;
