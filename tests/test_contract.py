@@ -71,8 +71,8 @@ def test_step_refuses_what_is_not_a_state() -> None:
         mixer.step(torch.randn(1, 2, 12), {})
     with pytest.raises(ValueError, match="state has 2 rows and x has 1"):
         mixer.step(torch.randn(1, 2, 12), mixer.init_state(2))
+    both = regard.create("softmax", dim=12, num_heads=3)
     with pytest.raises(ValueError, match="bidirectional mixer has no past"):
-        both = regard.create("softmax", dim=12, num_heads=3)
         both.step(torch.randn(1, 2, 12), both.init_state(1))
 
 

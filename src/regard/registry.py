@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any, TypeVar
@@ -107,26 +108,31 @@ def register(
 
 
 _index_is_being_built = False
+_REGISTERING_FOLDERS = ("mixers", "models", "tasks", "training", "analysis", "search")
 
 
 def collect_for_index() -> dict[str, Entry]:
     """Import every module that may register something and return what it registered (for `build_index`)."""
-    import pkgutil
-
-    import regard
-
     global _index_is_being_built
+    package = __name__.partition(".")[0]
     _index_is_being_built = True
-    for folder in ("mixers", "models", "tasks", "training", "analysis", "search"):
-        try:
-            package = importlib.import_module(f"{regard.__name__}.{folder}")
-        except ModuleNotFoundError as error:
-            if error.name != f"regard.{folder}":
-                raise
-            continue
-        for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-            importlib.import_module(module.name)
-    return {name: entry for name, entry in sorted(_runtime.items()) if entry.module.startswith("regard.")}
+    try:
+        for folder in _REGISTERING_FOLDERS:
+            _import_all_below(f"{package}.{folder}")
+    finally:
+        _index_is_being_built = False
+    return {name: entry for name, entry in sorted(_runtime.items()) if entry.module.startswith(f"{package}.")}
+
+
+def _import_all_below(name: str) -> None:
+    try:
+        package = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        return
+    for module in pkgutil.walk_packages(package.__path__, f"{name}."):
+        importlib.import_module(module.name)
 
 
 def systems(kind: str | None = None) -> dict[str, Entry]:
