@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from regard import measure
-from regard.measure import MeasurementError, Race, available_memory_bytes, growth_exponent, peak_bytes, race
+from regard.measure import (
+    MeasurementError,
+    Race,
+    available_memory_bytes,
+    contraction_macs,
+    growth_exponent,
+    peak_bytes,
+    race,
+)
 
 MEBIBYTE = 2**20
 needs_proc = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc/self/clear_refs")
@@ -207,3 +215,20 @@ def test_the_exponent_is_the_least_squares_slope() -> None:
 def test_an_exponent_needs_positive_numbers(lengths, values, named) -> None:
     with pytest.raises(ValueError, match=named):
         growth_exponent(lengths, values)
+
+
+# --------------------------------------------------------------------------------------------------- arithmetic
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_fused_attention_counts_in_full(causal) -> None:
+    q, k, v = torch.randn(2, 3, 11, 5), torch.randn(2, 3, 11, 5), torch.randn(2, 3, 11, 5)
+    counted = contraction_macs(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal))
+    assert counted == 2 * 3 * 11 * 11 * (5 + 5)
+
+
+def test_products_count_and_elementwise_work_does_not() -> None:
+    a, b = torch.randn(7, 3, requires_grad=True), torch.randn(3, 5)
+    assert contraction_macs(lambda: (a @ b).relu() + 1) == 7 * 3 * 5
+    convolution = torch.nn.Conv2d(2, 3, 3)
+    assert contraction_macs(lambda: convolution(torch.randn(1, 2, 9, 7))) == 7 * 5 * 3 * 2 * 9

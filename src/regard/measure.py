@@ -1,4 +1,4 @@
-"""Timing and memory, measured one way everywhere: races in one process, peak memory of a call, growth exponents.
+"""Timing, memory and MACs, measured one way everywhere: races in one process, peak memory, growth exponents.
 
 A time is never compared with a time from another process: `race` lets its contestants take turns, so that whatever
 the machine does meanwhile falls on all of them, and only ratios are worth quoting.
@@ -19,6 +19,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 _PROCESS = Path("/proc/self")
 _MEMORY_INFO = Path("/proc/meminfo")
@@ -232,6 +233,32 @@ def _control_group_rooms() -> Iterator[int]:
             continue
         if limit.isdigit():
             yield max(0, int(limit) - int(usage))
+
+
+# --------------------------------------------------------------------------------------------------- arithmetic
+
+
+def contraction_macs(function: Callable[[], object]) -> float:
+    """Multiply-accumulates of all contractions in one eager call, without gradients: half of `FlopCounterMode`'s FLOPs.
+
+    Fused attention counts in full, causal or not, on every device: some PyTorch releases in our range count the GPU
+    kernels alone.
+
+    Args:
+        function: called once without arguments.
+    """
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_FUSED_ATTENTION_ON_CPU) as counter:
+        function()
+    return counter.get_total_flops() / 2
+
+
+def _fused_attention_flops(
+    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *_: Any, **__: Any
+) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+_FUSED_ATTENTION_ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused_attention_flops}
 
 
 # --------------------------------------------------------------------------------------------------- growth
