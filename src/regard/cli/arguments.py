@@ -108,14 +108,16 @@ def build_parser(command: str, run: Run, *, examples: str = "") -> _Parser:
 def _add_argument(parser: _Parser, parameter: inspect.Parameter, kind: Any, help_text: str) -> None:
     has_default = parameter.default is not inspect.Parameter.empty
     if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-        option = "--" + parameter.name.replace("_", "-")
+        # a trailing underscore sets a name apart from one of Python's own words: `import_` is --import
+        option = "--" + parameter.name.rstrip("_").replace("_", "-")
+        named: dict[str, Any] = {} if option[2:] == parameter.name.replace("_", "-") else {"dest": parameter.name}
         if kind is bool and parameter.default is False:
-            parser.add_argument(option, action="store_true", help=help_text)
+            parser.add_argument(option, action="store_true", help=help_text, **named)
             return
         required = {} if has_default else {"required": True}
         default = {"default": parameter.default} if has_default else {}
-        metavar = _metavar(parameter.name, kind)
-        parser.add_argument(option, type=kind, help=help_text, metavar=metavar, **default, **required)
+        metavar = _metavar(parameter.name.rstrip("_"), kind)
+        parser.add_argument(option, type=kind, help=help_text, metavar=metavar, **default, **required, **named)
         return
     if typing.get_origin(kind) is list:
         (element,) = typing.get_args(kind)

@@ -1,0 +1,1 @@
+"""The main job: race mechanisms on the user's own data, rank them, recommend."""

@@ -1,0 +1,81 @@
+"""Small data, small settings, and mechanisms from outside."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from regard import registry
+from regard.compare.mechanisms import import_outsider
+from regard.compare.settings import Settings
+
+OUTSIDERS = Path(__file__).with_name("outsiders.py")
+
+
+@pytest.fixture
+def outsiders() -> Iterator[str]:
+    """The file of toy mechanisms, imported for the time of one test."""
+    runtime, classes = dict(registry._runtime), dict(registry._classes)
+    import_outsider(str(OUTSIDERS))
+    yield str(OUTSIDERS)
+    registry._runtime.clear()
+    registry._runtime.update(runtime)
+    registry._classes.clear()
+    registry._classes.update(classes)
+    for name in [name for name in sys.modules if name.startswith("regard_import_outsiders")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def text_file(tmp_path) -> Path:
+    """Some thousand bytes in which the next byte can be learnt."""
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"line {number}: the cat sat on the mat\n" for number in range(200)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def settings() -> Callable[..., Settings]:
+    """Settings of a race that takes no time."""
+
+    def make(**changed) -> Settings:
+        small = {
+            "task": "text",
+            "mechanisms": ("softmax",),
+            "lengths": (8, 16),
+            "steps": 3,
+            "seeds": 1,
+            "train_length": 16,
+            "batch": 2,
+            "dim": 12,
+            "num_layers": 2,
+            "num_heads": 3,
+        }
+        return Settings(**{**small, **changed})
+
+    return make
+
+
+def write_images(folder: Path, classes: dict[str, int], *, size: int = 16, grey: bool = False) -> Path:
+    """A folder of class sub-folders; class k has a bright stripe in row k."""
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(7)
+    for number, (name, count) in enumerate(classes.items()):
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = random.integers(0, 60, (size, size, 3), dtype=np.uint8)
+            pixels[2 * number : 2 * number + 2] = 250
+            image = Image.fromarray(pixels).convert("L" if grey else "RGB")
+            image.save(os.path.join(folder / name, f"{index}.png"))
+    return folder
+
+
+@pytest.fixture
+def image_folder(tmp_path) -> Path:
+    return write_images(tmp_path / "photos", {"cats": 7, "dogs": 11, "newts": 5})
