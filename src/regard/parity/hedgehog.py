@@ -53,7 +53,6 @@ def quadratic_attention(case: Case) -> Outcome:
     }
     if "y_linear" in case.expected:
         outputs["y_linear"] = linear_attention(phi_q, phi_k, v, causal=causal, normaliser_eps=NORMALISER_EPS)
-    assert q_map.weight is not None and k_map.weight is not None
     leaves = {"in.q": q, "in.k": k, "in.v": v}
-    leaves |= {"q_map.mlp.layer": q_map.weight, "k_map.mlp.layer": k_map.weight}
+    leaves |= {f"{name}.mlp.layer": of.get_parameter("weight") for name, of in (("q_map", q_map), ("k_map", k_map))}
     return Outcome(outputs=outputs, leaves=leaves, losses={"xent": transfer})

@@ -219,7 +219,7 @@ class HedgehogAttention(SequenceMixer):
         if self.form == "quadratic":
             weights = self.weights(x, context=context, mask=mask, segments=segments, bias=bias)
             return (weights @ v.to(weights.dtype)).to(v.dtype)
-        q, k = self._features(*self._project(x, x if context is None else context))
+        q, k = self._features(*self._project(x, x if context is None else context, _positions_in_runs(segments)))
         return linear_attention(
             q.to(v.dtype),
             k.to(v.dtype),
@@ -259,7 +259,7 @@ class HedgehogAttention(SequenceMixer):
         self, x: Tensor, *, context: Tensor | None, mask: Tensor | None, segments: Tensor | None, bias: Tensor | None
     ) -> Float[Tensor, "batch heads tokens keys"]:
         """The normalised products of features."""
-        q, k = self._features(*self._project(x, x if context is None else context))
+        q, k = self._features(*self._project(x, x if context is None else context, _positions_in_runs(segments)))
         return linear_attention_weights(
             q, k, causal=self.causal, normaliser_eps=NORMALISER_EPS, mask=mask, segments=segments
         )
@@ -350,6 +350,15 @@ class HedgehogAttention(SequenceMixer):
                 block_size=options.block_size or BLOCK,
             )
         return batch * (projections + maps + heads * operator)
+
+
+def _positions_in_runs(segments: Int[Tensor, "batch tokens"] | None) -> Int[Tensor, "batch tokens"] | None:
+    """Positions that start anew in every run: after a feature map, weights depend on positions, not on distances."""
+    if segments is None:
+        return None
+    places = torch.arange(segments.shape[1], device=segments.device)
+    borders = torch.nn.functional.pad(segments[:, 1:] != segments[:, :-1], (1, 0))
+    return places - torch.where(borders, places, 0).cummax(dim=1).values
 
 
 def added_parameters(*, num_heads: int, head_dim: int, feature_dim: int | None = None, num_layers: int = 1) -> int:

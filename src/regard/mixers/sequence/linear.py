@@ -21,8 +21,8 @@ from regard.ops.linear_attention import linear_attention, linear_attention_macs,
 from regard.ops.linear_blocks import BLOCK
 from regard.registry import register
 
-NORMALISER_EPS = 1e-6
-"""Added to the sum of a row's weights, as the authors' package does."""
+NORMALISER_EPS = 1e-12
+"""Added to the sum of a row's weights, so that features that all underflow give 0; the paper's formula has no such term."""
 
 
 @register(
