@@ -45,10 +45,10 @@ demo: $(VENV)/.core
 	$(BIN)/regard compare text --mechanisms all --out runs/demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) -rs
 
 slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -rs
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

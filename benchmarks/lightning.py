@@ -1,4 +1,4 @@
-"""Lightning attention against SDPA, against itself at another length, and against flash-linear-attention's plain forms."""
+"""Lightning attention against SDPA, against itself at another length, and against flash-linear-attention."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ DTYPES = (torch.float32, torch.bfloat16)
 def peer(path: str) -> ModuleType:
     """A plain reference file of flash-linear-attention, loaded by itself: the package needs a GPU to be imported."""
     package = importlib.util.find_spec("fla")
-    assert package is not None and package.submodule_search_locations, "install the peers: make bench"
+    if package is None or not package.submodule_search_locations:
+        raise ModuleNotFoundError("flash-linear-attention is not installed: make bench")
     file = f"{package.submodule_search_locations[0]}/ops/{path}/naive.py"
     spec = importlib.util.spec_from_file_location(f"fla_{path}_naive", file)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(f"flash-linear-attention has no {file}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

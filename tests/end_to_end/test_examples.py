@@ -1,0 +1,47 @@
+"""Every example runs as its docstring says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def run_example(name: str, folder: Path) -> str:
+    ran = subprocess.run(
+        [sys.executable, str(EXAMPLES / name)], cwd=folder, capture_output=True, text=True, check=False, timeout=600
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+def test_every_example_is_run_here() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"choose.py", "use.py", "trust.py", "see.py"}
+
+
+def test_use(tmp_path: Path) -> None:
+    lines = run_example("use.py", tmp_path).splitlines()
+    assert any(line.startswith("softmax ") for line in lines)
+    assert all("padded = unpadded" in line for line in lines)
+
+
+def test_trust(tmp_path: Path) -> None:
+    printed = run_example("trust.py", tmp_path)
+    assert "RunningMean keeps the contract" in printed
+    assert "LeakingMean fails future-causal" in printed
+
+
+def test_see(tmp_path: Path) -> None:
+    run_example("see.py", tmp_path)
+    assert (tmp_path / "attention_maps.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_choose(tmp_path: Path) -> None:
+    printed = run_example("choose.py", tmp_path)
+    for question in ("Best quality", "Best at long context", "Best decoding"):
+        assert f"{question}: " in printed
