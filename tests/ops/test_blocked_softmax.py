@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention as fused
 
-from regard.ops import blocked_softmax
+from regard.ops import blocked_softmax, precision
 from regard.ops.blocked_softmax import blocked_is_faster, blocked_softmax_attention
 
 
@@ -30,13 +30,20 @@ def test_bfloat16_error_is_within_one_and_a_half_of_the_fused_kernels(causal: bo
     q, k, v = (torch.randn(1, 4, 600, 64) for _ in range(3))
     narrow = [x.bfloat16() for x in (q, k, v)]
     truth = fused(*(x.double() for x in narrow), is_causal=causal)
-    assert blocked_is_faster(*narrow)
     ours = (blocked_softmax_attention(*narrow, causal=causal).double() - truth).norm()
     theirs = (fused(*narrow, is_causal=causal).double() - truth).norm()
     assert ours <= 1.5 * theirs
 
 
-def test_short_or_wide_inputs_keep_the_fused_kernel() -> None:
+def test_it_is_chosen_where_the_cpu_multiplies_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = torch.randn(1, 2, 256, 8, dtype=torch.bfloat16)
+    for native in (True, False):
+        monkeypatch.setattr(precision, "NATIVE_BFLOAT16", native)
+        assert blocked_is_faster(narrow, narrow, narrow) is native
+
+
+def test_short_or_wide_inputs_keep_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "NATIVE_BFLOAT16", True)
     short = torch.randn(1, 2, 255, 8, dtype=torch.bfloat16)
     wide = torch.randn(1, 2, 256, 8)
     assert not blocked_is_faster(short, short, short)

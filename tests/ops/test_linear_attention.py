@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from regard.ops import precision
 from regard.ops.linear_attention import (
     linear_attention,
     linear_attention_macs,
@@ -160,8 +161,12 @@ def test_strong_decay_over_long_sequences_stays_finite() -> None:
     assert (y.double() - exact).norm() / exact.norm() < 1e-5
 
 
+@pytest.mark.parametrize("native", [True, False], ids=["native", "emulated"])
 @pytest.mark.parametrize("slopes", [None, (0.004, 0.5)], ids=["plain", "decay"])
-def test_bfloat16_stays_within_two_percent(slopes: Sequence[float] | None) -> None:
+def test_bfloat16_stays_within_two_percent(
+    slopes: Sequence[float] | None, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "NATIVE_BFLOAT16", native)
     q, k, v = (torch.randn(1, 2, 1999, 32).bfloat16() for _ in range(3))
     exact = linear_attention_reference(q.double(), k.double(), v.double(), slopes=slopes)
     y, state = linear_attention_with_state(q, k, v, slopes=slopes)

@@ -1,4 +1,4 @@
-"""Softmax attention in blocks of queries with plain matrix products, for bfloat16 on the CPU.
+"""Softmax attention in blocks of queries with plain matrix products, for bfloat16 on CPUs that multiply it.
 
 There PyTorch's fused kernel computes at float32 speed, while bfloat16 matrix products are several times faster: a
 block of queries against all keys that it may see is two products and a softmax of one block of rows, in a workspace
@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from regard.ops import precision
+
 QUERY_BLOCK = 256
 SMALLEST_LENGTH = 256
 """Below this many queries the fused kernel is as fast."""
@@ -26,9 +28,14 @@ SAMPLED_KEYS = 64
 
 
 def blocked_is_faster(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether the blocked form wins: bfloat16 on the CPU, and enough queries and keys."""
+    """Whether the blocked form wins: bfloat16 on a CPU that multiplies it, and enough queries and keys."""
     narrow = q.dtype == k.dtype == v.dtype == torch.bfloat16
-    return narrow and q.device.type == "cpu" and min(q.shape[2], k.shape[2]) >= SMALLEST_LENGTH
+    return (
+        narrow
+        and q.device.type == "cpu"
+        and precision.NATIVE_BFLOAT16
+        and min(q.shape[2], k.shape[2]) >= SMALLEST_LENGTH
+    )
 
 
 def blocked_softmax_attention(

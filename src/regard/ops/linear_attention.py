@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from regard.ops.linear_blocks import BLOCK, default_block, scan_blocks, scan_macs
-from regard.ops.precision import compute_dtype, without_autocast
+from regard.ops.precision import compute_dtype, product_dtype, without_autocast
 from regard.ops.visibility import run_numbers, visible_keys
 
 StateTensor = Float[Tensor, "batch heads head_dim state_dim"]
@@ -155,7 +155,7 @@ def linear_attention(
     Raises:
         ValueError: shapes, dtypes, devices, slopes or a block size that do not fit.
     """
-    block_size = default_block(q.dtype) if block_size is None else block_size
+    block_size = default_block(product_dtype(q)) if block_size is None else block_size
     _check_inputs(q, k, v, slopes=slopes, causal=causal, block_size=block_size)
     dtype = q.dtype
     q, k, v = _in_tile_dtype(q, k, v, ones=normaliser_eps is not None)
@@ -201,7 +201,7 @@ def linear_attention_with_state(
     Raises:
         ValueError: shapes, dtypes, devices, slopes, a state or a block size that do not fit.
     """
-    block_size = default_block(q.dtype) if block_size is None else block_size
+    block_size = default_block(product_dtype(q)) if block_size is None else block_size
     _check_inputs(q, k, v, slopes=slopes, causal=True, block_size=block_size)
     _check_square(q, k)
     if state is not None:
@@ -275,8 +275,8 @@ def linear_attention_macs(
 
 
 def _in_tile_dtype(q: Tensor, k: Tensor, v: Tensor, *, ones: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs as the tiles take them: bfloat16 as it is (range is what sums need), narrower ones in float32."""
-    dtype = q.dtype if q.dtype == torch.bfloat16 else compute_dtype(q)
+    """Inputs as the tiles take them."""
+    dtype = product_dtype(q)
     q, k, v = (x.to(dtype) for x in (q, k, v))
     return q, k, _with_ones(v) if ones else v
 

@@ -27,7 +27,7 @@ BLOCK_BFLOAT16 = 128
 
 
 def default_block(dtype: torch.dtype) -> int:
-    """Tokens in a block, by measurement."""
+    """Tokens in a block, by measurement, for tiles of this type."""
     return BLOCK_BFLOAT16 if dtype == torch.bfloat16 else BLOCK
 
 

@@ -22,7 +22,7 @@ from regard.ops.linear_blocks import BLOCK
 from regard.registry import register
 
 NORMALISER_EPS = 1e-12
-"""Added to the sum of a row's weights, so that features that all underflow give 0; the paper's formula has no such term."""
+"""Added to the sum of a row's weights, so that features that all underflow give 0; the paper's formula has none."""
 
 
 @register(
