@@ -36,7 +36,11 @@ def render() -> str:
 
 
 def main() -> int:
-    """Write the index, or with `--check` only compare; returns the exit status."""
+    """Write the index, or with `--check` only compare; returns the exit status, 2 for any other argument."""
+    unknown = [argument for argument in sys.argv[1:] if argument != "--check"]
+    if unknown:
+        print(f"unknown argument {unknown[0]!r}: usage is `python -m regard.build_index [--check]`", file=sys.stderr)
+        return 2
     text = render()
     stale = not INDEX_FILE.exists() or INDEX_FILE.read_text(encoding="utf-8") != text
     if "--check" in sys.argv[1:]:

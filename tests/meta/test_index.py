@@ -39,3 +39,11 @@ def test_a_stale_index_is_told_and_not_touched_by_check(monkeypatch, tmp_path, c
     assert build_index.main() == 0
     assert stale.read_text() == "new"
     assert list(tmp_path.iterdir()) == [stale]
+
+
+def test_an_unknown_argument_writes_nothing(monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.setattr(build_index, "INDEX_FILE", tmp_path / "_index.py")
+    monkeypatch.setattr(sys, "argv", ["build_index", "--help"])
+    assert build_index.main() == 2
+    assert "unknown argument '--help'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
