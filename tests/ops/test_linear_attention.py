@@ -218,7 +218,7 @@ def test_ill_arguments_are_named() -> None:
         linear_attention(q[:, :, :9], k, v)
     with pytest.raises(ValueError, match="2 slopes and 3 heads"):
         linear_attention(q, k, v, slopes=(0.1, 0.2))
-    with pytest.raises(ValueError, match="at least 0 .*got -0.1"):
+    with pytest.raises(ValueError, match=r"at least 0 .*got -0\.1"):
         linear_attention(q, k, v, slopes=(0.1, -0.1, 0.2))
     with pytest.raises(ValueError, match="slopes need causal=True"):
         linear_attention(q, k, v, slopes=SLOPES, causal=False)

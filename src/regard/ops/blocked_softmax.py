@@ -30,12 +30,8 @@ SAMPLED_KEYS = 64
 def blocked_is_faster(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether the blocked form wins: bfloat16 on a CPU that multiplies it, and enough queries and keys."""
     narrow = q.dtype == k.dtype == v.dtype == torch.bfloat16
-    return (
-        narrow
-        and q.device.type == "cpu"
-        and precision.NATIVE_BFLOAT16
-        and min(q.shape[2], k.shape[2]) >= SMALLEST_LENGTH
-    )
+    multiplied = narrow and q.device.type == "cpu" and precision.NATIVE_BFLOAT16
+    return multiplied and min(q.shape[2], k.shape[2]) >= SMALLEST_LENGTH
 
 
 def blocked_softmax_attention(

@@ -17,8 +17,8 @@ _BFLOAT16_UNITS = ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16", "sve_bf16")
 
 def _multiplies_bfloat16() -> bool:
     # not in every release of our range; where it is missing, float32 is the safe choice
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(unit, False) for unit in _BFLOAT16_UNITS)
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(bool(capabilities.get(unit)) for unit in _BFLOAT16_UNITS)
 
 
 NATIVE_BFLOAT16 = _multiplies_bfloat16()
