@@ -1,0 +1,1 @@
+"""Networks, one file per architecture, each built from one frozen config."""

@@ -1,0 +1,1 @@
+"""Networks for image classification, and backbones of detectors."""
