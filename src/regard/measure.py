@@ -72,7 +72,7 @@ def race(
 ) -> Race:
     """Time functions against each other, alternating in this process; the order rotates from round to round.
 
-    The number of threads is the caller's affair (`torch.set_num_threads`). Garbage collection is off while the
+    The number of threads is the caller's affair (`one_thread`). Garbage collection is off while the
     clock runs. Work on a GPU is waited for.
 
     Args:
@@ -99,6 +99,17 @@ def race(
             for name in names[start:] + names[:start]:
                 seconds[name].append(_time_once(contestants[name], clock))
     return Race({name: tuple(times) for name, times in seconds.items()})
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one CPU thread inside: two busy threads on a shared machine measure the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _time_once(function: Callable[[], object], clock: Callable[[], float]) -> float:

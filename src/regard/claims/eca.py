@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, partial
 from statistics import mean
@@ -12,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from regard.claims import Measured, claim, out_of_reach
 from regard.contract import FeatureMixer
-from regard.measure import Race, race
+from regard.measure import Race, contraction_macs, one_thread, race
 from regard.mixers.channel.eca import ECA
 from regard.mixers.channel.squeeze_excitation import SqueezeExcitation
 from regard.models.vision.eca_mobilenet_v2 import ECAMobileNetV2
@@ -37,17 +35,6 @@ TRAINING_IMAGES, BATCH, STEPS = 500, 50, 150
 SMALL = ECAResNetConfig(
     block="basic", depths=(1, 1, 1), widths=(16, 32, 64), stem="small", in_channels=1, num_classes=10
 )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Two busy threads on a shared machine measure the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _parameters(module: nn.Module) -> int:
@@ -135,9 +122,7 @@ def added_macs() -> Measured:
 
 
 def _forward_macs(model: nn.Module, images: Tensor) -> int:
-    with FlopCounterMode(display=False) as counter:
-        model(images)
-    return counter.get_total_flops() // 2
+    return round(contraction_macs(lambda: model(images)))
 
 
 # --------------------------------------------------------------------------------------------------- raced
@@ -153,7 +138,7 @@ def _forward_macs(model: nn.Module, images: Tensor) -> int:
 )
 def latency_of_resnet50() -> Measured:
     """The three networks take turns on one thread."""
-    with _one_thread(), torch.no_grad():
+    with one_thread(), torch.no_grad():
         images = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
         models = {name: _resnet50(name) for name in ("eca", "se")} | {"plain": _resnet50(None)}
         times = race({name: partial(model, images) for name, model in models.items()}, rounds=9)
@@ -178,7 +163,7 @@ def latency_of_resnet50() -> Measured:
 )
 def latency_of_the_module() -> Measured:
     """Both share pooling and scaling, so that the gates alone differ."""
-    with _one_thread(), torch.no_grad():
+    with one_thread(), torch.no_grad():
         raced = {size: _race_of_modules(*size) for size in SIZES}
     ratios = {size: times.ratio("eca", "se") for size, times in raced.items()}
     return Measured(
@@ -236,7 +221,7 @@ def _accuracy(config: ECAResNetConfig, seed: int) -> float:
 
 def _accuracies(configs: Mapping[str, ECAResNetConfig]) -> dict[str, float]:
     """Mean test accuracy of each over the seeds, in percent."""
-    with _one_thread():
+    with one_thread():
         return {name: mean(_accuracy(config, seed) for seed in SEEDS) for name, config in configs.items()}
 
 

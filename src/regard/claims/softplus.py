@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regard.claims import Measured, claim, out_of_reach
-from regard.measure import peak_bytes, race
+from regard.measure import one_thread, peak_bytes, race
 from regard.mixers.sequence.softmax import SoftmaxAttention
 from regard.mixers.sequence.softplus import LSSAAttention, LSSARAttention
 from regard.ops.softplus_attention import (
@@ -191,7 +191,7 @@ def eager_time() -> Measured:
         scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
         return scores.masked_fill(~visible, -torch.inf).softmax(dim=-1) @ v
 
-    with torch.no_grad():
+    with one_thread(), torch.no_grad():
         times = race(
             {
                 "lssar": lambda: softplus_attention_reference(q, k, v, visible=visible, power=15),

@@ -75,10 +75,12 @@ class KVCache(State):
     def _with_room_for(self, tokens: int, mask: Bool[Tensor, "batch tokens"] | None) -> KVCache:
         capacity = self.keys.shape[2]
         needed = self.filled + tokens
-        if needed <= capacity:
+        traced = torch.compiler.is_compiling()
+        # padding may have made the capacity larger than `max_len`, which limits real tokens
+        if needed <= capacity and (self.max_len is None or needed <= self.max_len or traced):
             return self
         tight, real = self, needed
-        if (self.ragged or mask is not None) and not torch.compiler.is_compiling():
+        if (self.ragged or mask is not None) and not traced:
             # `filled` counts padding too; only here is looking at the device worth its cost
             tight = replace(self, filled=int(self.position.max()))
             real = tight.filled + (tokens if mask is None else int(mask.sum(dim=1).max()))
