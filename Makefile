@@ -41,8 +41,11 @@ $(VENV)/.peers: $(VENV)/.dev
 
 install: $(VENV)/.core
 
+# benchmarks/compare.py runs the same race
+DEMO := compare text --mechanisms all --steps 400 --lengths 256,512,1024,2048,4096
+
 demo: $(VENV)/.core
-	$(BIN)/regard compare text --mechanisms all --out runs/demo
+	$(BIN)/regard $(DEMO) --out runs/demo --resume
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) -rs

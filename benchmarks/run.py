@@ -25,7 +25,7 @@ from regard.files import write_atomically
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "cpu.json"
-FILES = ("lightning", "softmax", "aaren", "softplus", "hedgehog", "eca", "compare")
+FILES = ("lightning", "softmax", "aaren", "softplus", "hedgehog", "sliding_window", "eca", "compare")
 TESTED = ("tests/ops", "tests/mixers", "tests/layers")
 
 
@@ -52,6 +52,22 @@ def earlier_races() -> list[dict[str, object]]:
     return json.loads(RESULTS.read_text(encoding="utf-8"))["races"] if RESULTS.exists() else []
 
 
+def write_results(races: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Write the races in the order of their files, and return them so."""
+    order = {name: place for place, name in enumerate(FILES)}
+    in_order = sorted(races, key=lambda race: order[str(race["file"])])
+    results = {
+        "machine": machine(),
+        "date": datetime.date.today().isoformat(),
+        "torch": torch.__version__.split("+")[0],
+        "command": "make bench",
+        "races": in_order,
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    write_atomically(RESULTS, json.dumps(results, indent=1) + "\n")
+    return in_order
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="comma-separated files of benchmarks/ to run", default=",".join(FILES))
@@ -65,7 +81,7 @@ def main() -> int:
         print("the tests are red: no speed is reported", file=sys.stderr)
         return 1
     torch.set_num_threads(1)
-    kept = [race for race in earlier_races() if race["file"] not in chosen]
+    kept, races = earlier_races(), []
     ran: list[dict[str, object]] = []
     console = Console()
     for name in chosen:
@@ -76,16 +92,8 @@ def main() -> int:
                 f"{outcome.name}: {outcome.measured} (target {outcome.target}) {outcome.detail}", highlight=False
             )
         console.print(f"[dim]{name}: {time.perf_counter() - began:.0f} s[/dim]")
-    order = {name: place for place, name in enumerate(FILES)}
-    races = sorted(kept + ran, key=lambda race: order[str(race["file"])])
-    results = {
-        "machine": machine(),
-        "date": datetime.date.today().isoformat(),
-        "torch": torch.__version__.split("+")[0],
-        "command": "make bench",
-        "races": races,
-    }
-    write_atomically(RESULTS, json.dumps(results, indent=1) + "\n")
+        kept = [race for race in kept if race["file"] != name]
+        races = write_results(kept + ran)
     table = Table("race", "what", "measured", "target", "met")
     for race in races:
         cells = [str(race[key]) for key in ("name", "what", "measured", "target")]

@@ -356,7 +356,7 @@ class SequenceMixer(_Mixer):
         return f"{type(self).__name__} lacks the trait {trait!r}: {reason}"
 
     def _require(self, trait: str) -> None:
-        if not self.traits.capabilities()[trait]:
+        if not getattr(self.traits, trait):
             raise ValueError(self._lacks(trait))
 
     def _check_tokens(self, x: Tensor, name: str) -> None:

@@ -124,6 +124,8 @@ def test_naming_nobody_is_refused_and_twice_is_once():
 
 def test_titles_are_words():
     assert title_of(systems()["softmax"]) == "Softmax Attention"
+    assert title_of(systems()["softplus"]) == "LSSAR Attention"
+    assert title_of(systems()["se_var1"]) == "SE Var1"
 
 
 @pytest.mark.parametrize(

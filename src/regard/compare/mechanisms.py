@@ -77,8 +77,8 @@ def choose(task: str, wanted: str) -> tuple[str, ...]:
 
 
 def title_of(entry: Entry) -> str:
-    """A name for people: the class's own name, its words apart."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", entry.qualname.rpartition(".")[2])
+    """A name for people: the class's own name, its words and abbreviations apart."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", entry.qualname.rpartition(".")[2])
 
 
 def is_causal(name: str, task: str) -> bool:
