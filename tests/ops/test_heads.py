@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from regard.ops.heads import head_width, merge_heads, repeat_heads, split_heads
+from regard.ops.heads import head_width, kv_head_count, merge_heads, repeat_heads, split_heads
 
 
 def test_split_then_merge_is_the_identity() -> None:
@@ -27,3 +27,11 @@ def test_repeated_heads_are_neighbours() -> None:
 def test_widths_that_do_not_divide_are_named(dim: int, heads: int) -> None:
     with pytest.raises(ValueError, match=f"dim={dim} and num_heads={heads}"):
         head_width(dim, heads)
+
+
+def test_key_value_heads_divide_the_query_heads() -> None:
+    assert kv_head_count(6, None) == 6
+    assert kv_head_count(6, 2) == 2
+    for wrong in (4, 0, -2, 12):
+        with pytest.raises(ValueError, match=f"num_kv_heads must divide num_heads=6, got {wrong}"):
+            kv_head_count(6, wrong)

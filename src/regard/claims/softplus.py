@@ -179,7 +179,7 @@ def entropy_invariance() -> Measured:
     name="eager_time",
     grade="ratio",
     statement="The mechanism is a drop-in replacement of softmax attention.",
-    where="",
+    where="not stated; implied where it takes softmax attention's place in a language model",
     criterion="eager LSSAR takes at most 2.5 times the time of eager softmax attention at 1,024 tokens",
 )
 def eager_time() -> Measured:
@@ -214,7 +214,7 @@ def eager_time() -> Measured:
     name="tiled_memory",
     grade="ratio",
     statement="The mechanism is a drop-in replacement of softmax attention.",
-    where="",
+    where="not stated; implied where it takes softmax attention's place in a language model",
     criterion="the tiled form's peak memory at 8,192 tokens is at most 1/4 of the eager form's",
 )
 def tiled_memory() -> Measured:

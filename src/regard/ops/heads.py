@@ -33,3 +33,15 @@ def head_width(dim: int, num_heads: int) -> int:
     if num_heads < 1 or dim < 1 or dim % num_heads:
         raise ValueError(f"dim must be a positive multiple of num_heads, got dim={dim} and num_heads={num_heads}")
     return dim // num_heads
+
+
+def kv_head_count(num_heads: int, num_kv_heads: int | None) -> int:
+    """Number of key/value heads: `num_heads` where none is given.
+
+    Raises:
+        ValueError: it does not divide `num_heads`.
+    """
+    count = num_heads if num_kv_heads is None else num_kv_heads
+    if count < 1 or num_heads % count:
+        raise ValueError(f"num_kv_heads must divide num_heads={num_heads}, got {num_kv_heads}")
+    return count

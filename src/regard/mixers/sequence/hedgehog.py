@@ -25,7 +25,7 @@ from regard.layers.linear_state import LinearState, empty_state
 from regard.metadata import Example, No, Paper, Traits
 from regard.mixers.sequence.softmax import SoftmaxAttention
 from regard.ops.distillation import attention_transfer_loss, output_transfer_loss
-from regard.ops.heads import head_width, merge_heads, repeat_heads, split_heads
+from regard.ops.heads import head_width, kv_head_count, merge_heads, repeat_heads, split_heads
 from regard.ops.linear_attention import linear_attention, linear_attention_macs, linear_attention_weights
 from regard.ops.linear_blocks import BLOCK
 from regard.ops.rotary import check_rotary, rotate
@@ -116,9 +116,7 @@ class HedgehogAttention(SequenceMixer):
     ) -> None:
         super().__init__(dim, num_heads=num_heads, causal=causal)
         self.head_dim = head_width(dim, num_heads)
-        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        if self.num_kv_heads < 1 or num_heads % self.num_kv_heads:
-            raise ValueError(f"num_kv_heads must divide num_heads={num_heads}, got {num_kv_heads}")
+        self.num_kv_heads = kv_head_count(num_heads, num_kv_heads)
         if form not in ("linear", "quadratic"):
             raise ValueError(f"form must be linear or quadratic, got {form!r}")
         if block_size is not None and block_size < 1:

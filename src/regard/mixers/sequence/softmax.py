@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from regard.contract import SequenceMixer
 from regard.layers.kv_cache import KVCache, empty_cache
 from regard.metadata import Example, Paper, Traits
-from regard.ops.heads import head_width, merge_heads, repeat_heads, split_heads
+from regard.ops.heads import head_width, kv_head_count, merge_heads, repeat_heads, split_heads
 from regard.ops.rotary import check_rotary, rotate
 from regard.ops.softmax_attention import softmax_attention, softmax_weights
 from regard.ops.visibility import visible_keys
@@ -74,9 +74,7 @@ class SoftmaxAttention(SequenceMixer):
     ) -> None:
         super().__init__(dim, num_heads=num_heads, causal=causal)
         self.head_dim = head_width(dim, num_heads)
-        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        if self.num_kv_heads < 1 or num_heads % self.num_kv_heads:
-            raise ValueError(f"num_kv_heads must divide num_heads={num_heads}, got {num_kv_heads}")
+        self.num_kv_heads = kv_head_count(num_heads, num_kv_heads)
         check_rotary(self.head_dim, rope_base)
         self.rope_base = rope_base
         self.attn_drop = attn_drop

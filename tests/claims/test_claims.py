@@ -1,0 +1,43 @@
+"""All claims are well-formed, all are there, and the exact ones hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from regard.claims import RegisteredClaim, claims_of, known_systems
+from regard.claims.runner import run_claim
+
+CLAIMS = [registered for system in known_systems() for registered in claims_of(system)]
+GRADES = {
+    "aaren": {"exact": 4, "ratio": 3, "out of reach": 1},
+    "eca": {"exact": 3, "ratio": 2, "scaled": 2, "out of reach": 2},
+    "hedgehog": {"exact": 3, "ratio": 1, "out of reach": 3},
+    "lightning": {"exact": 2, "ratio": 4, "out of reach": 2},
+    "softplus": {"exact": 5, "ratio": 2, "out of reach": 1},
+}
+
+
+def by_name(registered: RegisteredClaim) -> str:
+    return f"{registered.system}-{registered.claim.name}"
+
+
+@pytest.mark.parametrize("registered", [each for each in CLAIMS if each.claim.grade == "exact"], ids=by_name)
+def test_exact_claims_hold(registered: RegisteredClaim) -> None:
+    result = run_claim(registered)
+    assert result.verdict == "held", result.value
+
+
+@pytest.mark.parametrize("registered", CLAIMS, ids=by_name)
+def test_claims_are_well_formed(registered: RegisteredClaim) -> None:
+    made = registered.claim
+    assert made.statement
+    assert made.criterion
+    assert made.where
+    assert (registered.measure is None) == (made.grade == "out of reach") == bool(made.reason)
+
+
+@pytest.mark.parametrize("system", GRADES)
+def test_no_claim_is_missing(system: str) -> None:
+    grades = [registered.claim.grade for registered in claims_of(system)]
+    assert {grade: grades.count(grade) for grade in GRADES[system]} == GRADES[system]
+    assert len(grades) == sum(GRADES[system].values())
