@@ -73,4 +73,4 @@ index: $(VENV)/.core
 	$(BIN)/python docs/generate.py --readme
 
 clean:
-	rm -rf build docs/_build docs/systems .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build docs/_build docs/systems docs/benchmarks.md .mypy_cache .pytest_cache .ruff_cache

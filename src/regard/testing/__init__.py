@@ -1,6 +1,6 @@
 """The contract's checks, for our mechanisms and for anybody's.
 
-`check_mixer(cls)` runs every check that the traits of a mixer call for; `contract_checks(cls)` yields them one by one:
+`check_mixer(cls)` runs every check that the traits of a mixer call for; `contract_checks(cls)` yields them one by one::
 
     @pytest.mark.parametrize("check", contract_checks(MyMixer), ids=str)
     def test_contract(check):

@@ -50,7 +50,7 @@ class ECA(ChannelGate):
 
     Args:
         channels: number of channels, C.
-        kernel_size: number of taps, k, odd; None = int(|(log2(C) + b) / gamma|), made odd.
+        kernel_size: number of taps, k, odd; None = `int(|(log2(C) + b) / gamma|)`, made odd.
         gamma: slope of the adaptive size.
         b: offset of the adaptive size.
 

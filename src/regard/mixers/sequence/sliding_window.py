@@ -54,7 +54,7 @@ from regard.registry import register
 class SlidingWindowAttention(SequenceMixer):
     """Softmax attention in a window around each token.
 
-    y_i = sum_j softmax_j(q_i . k_j / sqrt(d)) v_j, over i - w < j <= i if causal, else over |i - j| <= w // 2.
+    y_i = sum_j softmax_j(q_i . k_j / sqrt(d)) v_j, over i - w < j <= i if causal, else over `|i - j| <= w // 2`.
 
     Args:
         dim: width of the model.
