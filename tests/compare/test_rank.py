@@ -97,7 +97,7 @@ def test_the_recommendation_follows_from_the_figures():
     assert far["sentence"] == (
         "2.300 bits per byte at 8 times the training length (0.100 behind the best), in 0.10 times softmax's forward "
         "time at 512 tokens: the cheapest of the 2 that are within 10% of the best there. "
-        "Faster, but further behind: poor, 0.01 times."
+        "Faster, but further behind: poor, 0.010 times."
     )
     decoding = found["Best decoding"]
     assert decoding["name"] == "steady"

@@ -262,6 +262,9 @@ def test_an_image_race_speaks_of_accuracy_and_has_no_extrapolation() -> None:
     assert "Beyond the training length" not in page.text
     assert f"at 2{TIMES}" not in page.text
     assert "MACs/image" in page.text
+    assert "images/s" in page.text
+    assert "tokens/s" not in page.text
+    assert "Patches of the sample, by row and column" in page.text
     assert "a channel gate has no map between tokens" in page.text
     assert set(page.data()["charts"]) == {"pareto", "time", "memory", "curves"}
 

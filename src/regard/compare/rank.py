@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from regard.compare.wording import bytes_in_words
+from regard.compare.wording import bytes_in_words, ratio_in_words
 
 Row = Mapping[str, Any]
 
@@ -185,8 +185,8 @@ def _best_at_length(ok: Sequence[Row]) -> dict[str, str] | None:
     assert value is not None, "a good enough row has a value"
     choice = f"the cheapest of the {len(good)} that are" if len(good) > 1 else "the only one that is"
     sentence = (
-        f"{_figure(value, row)}{where} ({_behind(row, gap)}), in {ratio:.2f} times softmax's forward time at "
-        f"{at:,} tokens: {choice} {_margin(row)} there."
+        f"{_figure(value, row)}{where} ({_behind(row, gap)}), in {ratio_in_words(ratio)} times softmax's forward "
+        f"time at {at:,} tokens: {choice} {_margin(row)} there."
     )
     cheaper = [(other, other_ratio) for other in ok if (other_ratio := cost_ratio(other, at)) is not None]
     return _answer("Best at long context", row, sentence + _faster(row, ratio, cheaper))
@@ -197,7 +197,7 @@ def _faster(row: Row, ratio: float, others: Sequence[tuple[Row, float]]) -> str:
     fastest, its_ratio = min(others, key=lambda pair: pair[1])
     if fastest["name"] == row["name"] or its_ratio >= ratio:
         return ""
-    return f" Faster, but further behind: {fastest['name']}, {its_ratio:.2f} times."
+    return f" Faster, but further behind: {fastest['name']}, {ratio_in_words(its_ratio)} times."
 
 
 def _best_decoding(ok: Sequence[Row]) -> dict[str, str] | None:
@@ -215,9 +215,10 @@ def _best_decoding(ok: Sequence[Row]) -> dict[str, str] | None:
         f"the fastest of the {len(timed)} that decode and are" if len(timed) > 1 else "the only one that decodes and is"
     )
     sentence = (
-        f"{1e6 * decode['s_per_token'][index]:.0f} µs per token at position {last:,}, {decode['ratio'][index]:.2f} "
-        f"times softmax's, from a state of {bytes_in_words(decode['state_bytes'][index])}: {choice} {_margin(row)} "
-        f"quality ({_figure(row['quality']['mean'], row)}, {_behind(row, gap)})."
+        f"{1e6 * decode['s_per_token'][index]:.0f} µs per token at position {last:,}, "
+        f"{ratio_in_words(decode['ratio'][index])} times softmax's, from a state of "
+        f"{bytes_in_words(decode['state_bytes'][index])}: {choice} {_margin(row)} quality "
+        f"({_figure(row['quality']['mean'], row)}, {_behind(row, gap)})."
     )
     others = [
         (other, other["decode"]["ratio"][other["decode"]["positions"].index(last)])

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from regard.compare.rank import cost_ratio, longest
-from regard.compare.wording import bytes_in_words, shown
+from regard.compare.wording import bytes_in_words, ratio_in_words, shown
 
 Row = Mapping[str, Any]
 MISSING = "-"
@@ -73,11 +73,11 @@ def _columns(results: Mapping[str, Any], rows: Sequence[Row]) -> list[Column]:
     columns += [
         Column("train\ntok/s" if text else "train\nimg/s", lambda row: _thousands(row["training"]["tokens_per_s"]), 3),
         Column("train\nstep x", lambda row: _plain(row["training"]["ratio"], 2), 5),
-        Column(f"forward x\nat {at:,}" if at else "forward\nx", lambda row: _plain(cost_ratio(row, at), 2)),
+        Column(f"forward x\nat {at:,}" if at else "forward\nx", lambda row: _ratio(cost_ratio(row, at))),
         Column("time\n~ n^", lambda row: _plain(row["cost"]["time_exponent"], 2), 2),
     ]
     if any(row["decode"] for row in rows):
-        columns.append(Column("decode\nx", lambda row: _plain(_last(row, "ratio"), 2)))
+        columns.append(Column("decode\nx", lambda row: _ratio(_last(row, "ratio"))))
         columns.append(Column("\nstate", _state, 1))
     columns.append(Column("\nparams", lambda row: f"{row['params']:,}", 4))
     return columns
@@ -90,6 +90,10 @@ def _quality(row: Row) -> str:
 
 def _plain(value: float | None, digits: int) -> str:
     return MISSING if value is None else f"{value:.{digits}f}"
+
+
+def _ratio(value: float | None) -> str:
+    return MISSING if value is None else ratio_in_words(value)
 
 
 def _thousands(value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import unicodedata
 
@@ -36,6 +37,12 @@ def bytes_in_words(count: float) -> str:
         value, unit = value / 1024, unit + 1
     digits = 0 if unit == 0 or value >= 100 else 1
     return f"{value:,.{digits}f} {_BINARY_STEPS[unit]}"
+
+
+def ratio_in_words(ratio: float) -> str:
+    """A ratio with two decimals, or below 0.1 with two significant digits: "12.30", "0.97", "0.0041"."""
+    digits = 2 if ratio >= 0.1 or ratio <= 0 else 1 - math.floor(math.log10(ratio))
+    return f"{ratio:.{digits}f}"
 
 
 def count_in_words(count: int, noun: str, plural: str = "") -> str:

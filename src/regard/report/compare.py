@@ -160,7 +160,9 @@ def _maps(race: Results, panels: Sequence[MapPanel]) -> Section:
     lead += " Signed maps have their own scale, centred on 0." if signed else ""
     if not any(panel.map for panel in panels):
         lead = "No mechanism has a map in these results."
-    return Section("maps", "What they attend to", "Attention maps", lead, maps_html(panels))
+    return Section(
+        "maps", "What they attend to", "Attention maps", lead, maps_html(panels, patches=race.task == "image")
+    )
 
 
 def _method(race: Results) -> Section:

@@ -82,6 +82,7 @@ def _quality_columns(results: Results, words: QualityWords) -> list[TableColumn]
 
 
 def _speed_columns(results: Results) -> list[TableColumn]:
+    processed = "images" if results.task == "image" else "tokens"
     than = f"relative to {units.shorten(results.yardstick)}"
     longest = max((r.cost.longest_ratio() or (0.0, 0.0) for r in results.rows if r.cost), default=(0.0, 0.0))[0]
 
@@ -98,8 +99,8 @@ def _speed_columns(results: Results) -> list[TableColumn]:
     return [
         TableColumn(
             "training",
-            "tokens/s",
-            "tokens per second in training",
+            f"{processed}/s",
+            f"{processed} per second in training",
             lambda row: (row.tokens_per_s, units.count(row.tokens_per_s)),
             "higher",
         ),
