@@ -6,7 +6,7 @@ import itertools
 
 import torch
 
-from regard.ops.visibility import run_numbers, visible_keys
+from regard.ops.visibility import run_numbers, run_starts, visible_keys
 
 CPU = torch.device("cpu")
 
@@ -15,6 +15,12 @@ def test_runs_of_equal_numbers_are_counted_from_zero() -> None:
     segments = torch.tensor([[0, 0, 1, 0, 0], [3, 3, 3, 3, 3], [1, 2, 3, 3, 2]])
     assert run_numbers(segments).tolist() == [[0, 0, 1, 2, 2], [0] * 5, [0, 1, 2, 2, 3]]
     assert run_numbers(torch.tensor([[7]])).tolist() == [[0]]
+
+
+def test_every_token_knows_where_its_run_starts() -> None:
+    segments = torch.tensor([[0, 0, 1, 0, 0], [3, 3, 3, 3, 3], [1, 2, 3, 3, 2]])
+    assert run_starts(segments).tolist() == [[0, 0, 2, 3, 3], [0] * 5, [0, 1, 2, 2, 4]]
+    assert run_starts(torch.tensor([[7]])).tolist() == [[0]]
 
 
 def test_every_combination_is_the_definition() -> None:

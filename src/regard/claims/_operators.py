@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from regard.contract import SequenceMixer
+
 HEADS, WIDTH = 8, 64
 """The usual size of an operator that is timed."""
 
@@ -20,6 +22,13 @@ def random_tensors(*shapes: tuple[int, ...], seed: int, gradients: bool = False)
 def timed_inputs(tokens: int, *, heads: int = HEADS, width: int = WIDTH) -> list[Tensor]:
     """Queries, keys and values `(1, heads, tokens, width)`."""
     return random_tensors(*[(1, heads, tokens, width)] * 3, seed=tokens)
+
+
+@torch.no_grad()
+def state_bytes_after(mixer: SequenceMixer, tokens: int) -> int:
+    """Bytes of one row's decoding state after so many tokens, with room for no more; the count of tokens included."""
+    _, state = mixer.step(torch.zeros(1, tokens, mixer.dim), mixer.init_state(1, max_len=tokens))
+    return state.nbytes
 
 
 def worst_error(actual: Tensor, expected: Tensor) -> float:

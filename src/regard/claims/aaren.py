@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.claims import Measured, claim, out_of_reach
+from regard.claims._operators import state_bytes_after
 from regard.contract import SequenceMixer
 from regard.measure import growth_exponent, one_thread, race
 from regard.mixers.sequence.aaren import AarenAttention
@@ -149,12 +150,6 @@ def parameters() -> Measured:
     return Measured(value=f"{whole:,} and {exchanged:,}", held=(whole, exchanged) == (3_152_384, 3_152_896))
 
 
-@torch.no_grad()
-def _bytes_after(mixer: SequenceMixer, tokens: int) -> int:
-    _, state = mixer.step(torch.randn(1, tokens, DIM), mixer.init_state(1, max_len=tokens))
-    return state.nbytes - state.position.nbytes
-
-
 @claim(
     "aaren",
     name="state_bytes",
@@ -168,7 +163,8 @@ def state_bytes() -> Measured:
     """Bytes of both states after N tokens, float32."""
     lengths = (1, 2, 1024, 8192)
     ours, softmax = AarenAttention(DIM, num_heads=HEADS), SoftmaxAttention(DIM, num_heads=HEADS, causal=True)
-    sizes, caches = [_bytes_after(ours, n) for n in lengths], [_bytes_after(softmax, n) for n in lengths]
+    counts = ours.init_state(1).position.nbytes
+    sizes, caches = ([state_bytes_after(mixer, n) - counts for n in lengths] for mixer in (ours, softmax))
     held = set(sizes) == {(2 * HEADS + DIM) * 4} and caches == [2 * n * DIM * 4 for n in lengths]
     value = f"{sizes[0]:,} at every length; cache {caches[-1]:,} at {lengths[-1]:,}"
     return Measured(value=value, held=held, detail=f"ratio there {caches[-1] / sizes[-1]:,.0f}")

@@ -14,6 +14,7 @@ from regard.claims._operators import (
     HEADS,
     WIDTH,
     random_tensors,
+    state_bytes_after,
     timed_inputs,
     worst_error_with_gradients,
 )
@@ -98,11 +99,7 @@ def counted_parameters() -> Measured:
 def constant_state() -> Measured:
     """8 heads 64 wide, in a softmax layer's place."""
     mixer = HedgehogAttention(HEADS * WIDTH, num_heads=HEADS, causal=True).eval()
-    lengths, sizes = (1, 64, 1024), []
-    with torch.no_grad():
-        for tokens in lengths:
-            _, state = mixer.step(torch.zeros(1, tokens, HEADS * WIDTH), mixer.init_state(1))
-            sizes.append(state.nbytes)
+    sizes = [state_bytes_after(mixer, tokens) for tokens in (1, 64, 1024)]
     expected = HEADS * 2 * WIDTH * (WIDTH + 1) * 4 + 8
     return Measured(
         value=", ".join(f"{size:,} bytes" for size in sorted(set(sizes))),

@@ -14,6 +14,7 @@ from regard.claims._operators import (
     HEADS,
     WIDTH,
     random_tensors,
+    state_bytes_after,
     timed_inputs,
     worst_error,
     worst_error_with_gradients,
@@ -226,11 +227,8 @@ def constant_memory() -> Measured:
     the largest of the measurements is shown beside the verdict.
     """
     mixer = LightningAttention(HEADS * WIDTH, num_heads=HEADS).eval()
-    sizes = []
     with one_thread(), torch.no_grad():
-        for tokens in (1, 64, 4096):
-            _, state = mixer.step(torch.zeros(1, tokens, HEADS * WIDTH), mixer.init_state(1))
-            sizes.append(state.nbytes)
+        sizes = [state_bytes_after(mixer, tokens) for tokens in (1, 64, 4096)]
         peaks, largest = [], 0
         for tokens in (8192, 16_384, 32_768):
             run = partial(linear_attention, *timed_inputs(tokens), slopes=SLOPES)

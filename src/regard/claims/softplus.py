@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from regard.claims import Measured, claim, out_of_reach
+from regard.claims._operators import timed_inputs
 from regard.measure import one_thread, peak_bytes, race
 from regard.mixers.sequence.softmax import SoftmaxAttention
 from regard.mixers.sequence.softplus import LSSAAttention, LSSARAttention
@@ -21,11 +22,6 @@ from regard.ops.softplus_attention import (
 from regard.ops.visibility import visible_keys
 
 SYSTEM = "softplus"
-
-
-def _inputs(tokens: int, *, heads: int = 2, width: int = 64, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(tokens)
-    return [torch.randn(1, heads, tokens, width, generator=generator, dtype=dtype) for _ in range(3)]
 
 
 def _past(tokens: int) -> Tensor:
@@ -44,7 +40,7 @@ def _past(tokens: int) -> Tensor:
 )
 def rows_sum_to_one() -> Measured:
     """Random keys, and keys that hardly differ, for which the compared code's epsilon wins."""
-    q, k, _ = _inputs(512)
+    q, k, _ = timed_inputs(512, heads=2)
     alike = torch.ones_like(k) + 1e-3 * k
     worst = 0.0
     for keys in (k, alike):
@@ -118,7 +114,7 @@ def numerically_stable() -> Measured:
     """One head; exp is taken of the products of the same float16 vectors over sqrt(d), for the first 64 queries."""
     bad, overflowed = 0, 0
     for dtype in (torch.float32, torch.float16):
-        q, k, v = _inputs(16_384, heads=1, width=16)
+        q, k, v = timed_inputs(16_384, heads=1, width=16)
         scaled = [(1e4 * unit_length(x)).to(dtype).requires_grad_() for x in (q, k)]
         scaled.append(v.to(dtype).requires_grad_())
         y = softplus_attention(scaled[0], scaled[1], scaled[2], visible="past", power=15)
@@ -184,7 +180,7 @@ def entropy_invariance() -> Measured:
 )
 def eager_time() -> Measured:
     """Both as plain products and elementwise operations over the whole causal map, 8 heads of 64, float32."""
-    q, k, v = _inputs(1024, heads=8)
+    q, k, v = timed_inputs(1024)
     visible = _past(1024)
 
     def softmax() -> Tensor:
@@ -219,7 +215,7 @@ def eager_time() -> Measured:
 )
 def tiled_memory() -> Measured:
     """One head of 64, forward, float32."""
-    q, k, v = _inputs(8192, heads=1)
+    q, k, v = timed_inputs(8192, heads=1)
     visible = _past(8192)
     with torch.no_grad():
         # a short call first keeps one-time costs out of both figures

@@ -17,6 +17,7 @@ from torch import Tensor
 from regard.ops.heads import repeat_heads
 from regard.ops.precision import compute_dtype, product_dtype, without_autocast
 from regard.ops.softplus_blocks import SOFTPLUS_THRESHOLD, Spans, blocked_softplus_attention
+from regard.ops.visibility import run_starts
 
 Phi = Literal["softplus", "exp", "relu", "sigmoid", "squared_relu"]
 PHIS: tuple[Phi, ...] = ("softplus", "exp", "relu", "sigmoid", "squared_relu")
@@ -199,10 +200,9 @@ def key_spans(
     place = torch.arange(queries, device=device)[None]
     first, stop = torch.zeros_like(place), torch.full_like(place, keys)
     if segments is not None:
-        border = segments[:, 1:] != segments[:, :-1]
-        first = torch.where(torch.nn.functional.pad(border, (1, 0)), place, 0).cummax(dim=1).values
-        ends = torch.where(torch.nn.functional.pad(border, (0, 1)), place + 1, keys)
-        stop = ends.flip(1).cummin(dim=1).values.flip(1)
+        first = run_starts(segments)
+        # read from its end, a run ends where it starts
+        stop = keys - run_starts(segments.flip(1)).flip(1)
     if causal:
         stop = place + 1
     elif mask is not None:

@@ -13,6 +13,13 @@ def run_numbers(segments: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tok
     return torch.nn.functional.pad(borders.cumsum(dim=1), (1, 0))
 
 
+def run_starts(segments: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:
+    """The place of the first token of each token's run: `0,0,1,0` becomes `0,0,2,3`."""
+    places = torch.arange(segments.shape[1], device=segments.device)
+    borders = torch.nn.functional.pad(segments[:, 1:] != segments[:, :-1], (1, 0))
+    return torch.where(borders, places, 0).cummax(dim=1).values
+
+
 def visible_keys(
     queries: int,
     keys: int,

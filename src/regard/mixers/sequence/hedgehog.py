@@ -30,7 +30,7 @@ from regard.ops.linear_attention import linear_attention, linear_attention_macs,
 from regard.ops.linear_blocks import BLOCK
 from regard.ops.rotary import check_rotary, rotate
 from regard.ops.softmax_attention import softmax_weights
-from regard.ops.visibility import visible_keys
+from regard.ops.visibility import run_starts, visible_keys
 from regard.registry import register
 
 NORMALISER_EPS = 1e-12
@@ -354,9 +354,7 @@ def _positions_in_runs(segments: Int[Tensor, "batch tokens"] | None) -> Int[Tens
     """Positions that start anew in every run: after a feature map, weights depend on positions, not on distances."""
     if segments is None:
         return None
-    places = torch.arange(segments.shape[1], device=segments.device)
-    borders = torch.nn.functional.pad(segments[:, 1:] != segments[:, :-1], (1, 0))
-    return places - torch.where(borders, places, 0).cummax(dim=1).values
+    return torch.arange(segments.shape[1], device=segments.device) - run_starts(segments)
 
 
 def added_parameters(*, num_heads: int, head_dim: int, feature_dim: int | None = None, num_layers: int = 1) -> int:
