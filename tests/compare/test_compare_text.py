@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from regard.compare import text
 from regard.compare.text import (
     byte_labels,
     entropy_bits,
@@ -16,9 +15,10 @@ from regard.compare.text import (
     sample_of,
     training_windows,
     validation_windows,
-    why_not_text,
 )
 from regard.errors import UserError
+from regard.tasks import text_files
+from regard.tasks.text_files import why_not_text
 
 
 def test_the_last_tenth_validates(tmp_path):
@@ -76,7 +76,7 @@ def test_the_default_is_the_standard_library_without_its_tests():
 
 
 def test_more_text_than_the_limit_is_cut_where_a_character_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "MAX_BYTES", 100)
+    monkeypatch.setattr(text_files, "MAX_BYTES", 100)
     path = tmp_path / "euros.txt"
     path.write_text("€" * 90, encoding="utf-8")
     corpus = load_corpus(str(path), train_length=5)
@@ -85,7 +85,7 @@ def test_more_text_than_the_limit_is_cut_where_a_character_ends(tmp_path, monkey
 
 
 def test_a_folder_beyond_the_limit_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "MAX_BYTES", 100)
+    monkeypatch.setattr(text_files, "MAX_BYTES", 100)
     for name in "abc":
         (tmp_path / name).write_text(name * 60)
     corpus = load_corpus(str(tmp_path), train_length=5)

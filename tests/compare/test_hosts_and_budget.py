@@ -54,7 +54,7 @@ def test_the_residual_host_meets_budgets_of_many_sizes(settings, outsiders, dim,
 def test_a_mechanism_that_outweighs_the_budget_is_refused(settings, monkeypatch):
     heavy = type("Heavy", (nn.Linear,), {})
     monkeypatch.setattr(
-        "regard.compare.budget.make_sequence_mixer",
+        "regard.compare.budget.mixer_by_name",
         lambda name, *, dim, **_: nn.Linear(dim, dim) if name == "softmax" else heavy(dim, 99 * dim),
     )
     with pytest.raises(BudgetError, match=r"no width brings its network to the budget of .* within 2%"):

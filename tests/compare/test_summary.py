@@ -15,7 +15,7 @@ from regard.compare.job import Part
 from regard.compare.progress import Progress
 from regard.compare.results import as_csv, assemble, row_of
 from regard.compare.summary import advice, legend, remarks, table
-from regard.compare.wording import bytes_in_words, listed, shown
+from regard.wording import bytes_in_words, listed, shown
 
 
 def drawn(race, width):

@@ -14,8 +14,9 @@ from torch import nn
 
 from regard.compare.hosts import WIDTH_UNITS, Host, LanguageHost, ResidualHost, VisionHost
 from regard.compare.images import patch_size, patches_per_side
-from regard.compare.mechanisms import YARDSTICK, is_causal, make_feature_mixer, make_sequence_mixer
+from regard.compare.mechanisms import YARDSTICK, is_causal, make_feature_mixer
 from regard.compare.settings import Settings
+from regard.layers.mixer_by_name import mixer_by_name
 from regard.registry import entry_of
 
 TOLERANCE = 0.02
@@ -88,12 +89,12 @@ def build_host(name: str, settings: Settings, shape: ImageShape | None, knob: in
     causal = is_causal(name, settings.task)
 
     def sequence_mixer(layer: int) -> nn.Module:
-        return make_sequence_mixer(
+        return mixer_by_name(
             name,
             dim=settings.dim,
             num_heads=settings.num_heads,
             causal=causal,
-            layer=layer,
+            layer_idx=layer,
             num_layers=settings.num_layers,
         )
 

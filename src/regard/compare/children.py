@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from regard.compare.child import PERMISSION
 from regard.compare.job import Job
-from regard.compare.wording import shown
+from regard.wording import shown
 
 PATIENCE_S = 3.0
 Event = dict[str, Any]

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regard.compare.mechanisms import YARDSTICK, is_causal, make_feature_mixer, make_sequence_mixer
+from regard.compare.mechanisms import YARDSTICK, is_causal, make_feature_mixer
 from regard.compare.settings import Settings
-from regard.compare.wording import bytes_in_words, shown
+from regard.layers.mixer_by_name import mixer_by_name
 from regard.measure import MeasurementError, available_memory_bytes, growth_exponent, peak_bytes, race
 from regard.registry import entry_of
+from regard.wording import bytes_in_words, shown
 
 SECONDS_PER_LENGTH = 0.8
 MIN_ROUNDS, MAX_ROUNDS = 3, 15
@@ -46,7 +47,7 @@ def build_alone(name: str, settings: Settings, device: torch.device) -> nn.Modul
         mixer = make_feature_mixer(name, channels=settings.dim)
     else:
         causal = is_causal(name, settings.task)
-        mixer = make_sequence_mixer(name, dim=settings.dim, num_heads=settings.num_heads, causal=causal)
+        mixer = mixer_by_name(name, dim=settings.dim, num_heads=settings.num_heads, causal=causal)
     return mixer.to(device).eval()
 
 

@@ -16,10 +16,10 @@ from regard.compare.cost import (
     seconds_of,
 )
 from regard.compare.settings import Settings
-from regard.compare.wording import shown
 from regard.measure import race
 from regard.metadata import No
 from regard.registry import entry_of
+from regard.wording import shown
 
 PREFILL_CHUNK = 512
 TOKENS_PER_ROUND = 4

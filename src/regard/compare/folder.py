@@ -14,9 +14,9 @@ from typing import IO, Any
 from regard.compare.job import Part
 from regard.compare.results import as_csv
 from regard.compare.settings import Settings
-from regard.compare.wording import shown
 from regard.errors import UserError
 from regard.files import write_atomically
+from regard.wording import shown
 
 RESULTS = "results.json"
 TABLE = "results.csv"

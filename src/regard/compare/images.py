@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regard.compare.settings import MAX_PATCHES_PER_SIDE, MIN_PATCH_SIZE
-from regard.compare.wording import count_in_words, listed, shown
 from regard.errors import UserError
+from regard.wording import count_in_words, listed, shown
 
 DEFAULT_SIZE = 32
 MAX_IMAGES = 10_000

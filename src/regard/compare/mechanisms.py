@@ -6,20 +6,18 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import os
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from regard.compare.wording import shown
 from regard.errors import UserError
 from regard.metadata import Entry, No
-from regard.registry import create, entry_of, get_class, systems
+from regard.registry import create, entry_of, systems
+from regard.wording import shown
 
 YARDSTICK = "softmax"
-ROPE_BASE = 10000.0
 IMAGE_DIMENSIONS = 2
 
 
@@ -85,28 +83,6 @@ def is_causal(name: str, task: str) -> bool:
     """Whether a sequence mixer runs in its causal form: always on text; on images only where it has no other."""
     traits = entry_of(name).traits
     return task == "text" or (traits is not None and isinstance(traits.bidirectional, No))
-
-
-def make_sequence_mixer(
-    name: str, *, dim: int, num_heads: int, causal: bool, layer: int = 0, num_layers: int = 1
-) -> Any:
-    """Build a sequence mixer; rotary positions and its place in the network are given to those that ask for them.
-
-    Args:
-        name: its public name.
-        dim: width of the network.
-        num_heads: number of heads.
-        causal: which form.
-        layer: number of the layer, from 0.
-        num_layers: layers of the network.
-
-    Raises:
-        ValueError: sizes that the mechanism refuses.
-    """
-    accepted = inspect.signature(get_class(name)).parameters
-    offered = {"rope_base": ROPE_BASE, "layer_idx": layer, "num_layers": num_layers}
-    options = {option: value for option, value in offered.items() if option in accepted}
-    return create(name, dim=dim, num_heads=num_heads, causal=causal, **options)
 
 
 def make_feature_mixer(name: str, *, channels: int) -> Any:

@@ -18,7 +18,7 @@ from regard.compare.cost import is_out_of_memory
 from regard.compare.images import patches_per_side, training_batch
 from regard.compare.settings import Settings
 from regard.compare.text import training_windows, validation_windows
-from regard.compare.wording import shown
+from regard.wording import shown
 
 CURVE_IMAGES = 1024
 """The learning curve's validation figures come from at most this many images; for text, from all windows."""

@@ -24,9 +24,9 @@ from regard.compare.progress import Progress
 from regard.compare.results import assemble, machine, row_of
 from regard.compare.settings import Settings, threads_per_job
 from regard.compare.text import load_corpus
-from regard.compare.wording import bytes_in_words, shown
 from regard.errors import UserError
 from regard.measure import MeasurementError, available_memory_bytes
+from regard.wording import bytes_in_words, shown
 
 POLL_S = 0.2
 MEMORY_FLOOR_BYTES = 768 * 2**20

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from regard.compare.wording import bytes_in_words, ratio_in_words
+from regard.wording import bytes_in_words, ratio_in_words
 
 Row = Mapping[str, Any]
 

@@ -16,8 +16,8 @@ from regard.compare.job import Part
 from regard.compare.mechanisms import YARDSTICK, title_of
 from regard.compare.rank import cost_ratio, longest, rank, recommend
 from regard.compare.settings import Settings, cores
-from regard.compare.wording import shown
 from regard.registry import entry_of
+from regard.wording import shown
 
 SCHEMA = 1
 _CPU_INFO = Path("/proc/cpuinfo")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from regard.compare.mechanisms import choose
-from regard.compare.wording import shown
 from regard.errors import UserError
+from regard.wording import shown
 
 TASKS = ("text", "image")
 MAX_JOBS_BY_DEFAULT = 4

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from regard.compare.rank import cost_ratio, longest
-from regard.compare.wording import bytes_in_words, ratio_in_words, shown
+from regard.wording import bytes_in_words, ratio_in_words, shown
 
 Row = Mapping[str, Any]
 MISSING = "-"

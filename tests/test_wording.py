@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from regard.compare.wording import bytes_in_words, count_in_words, ratio_in_words
+from regard.wording import bytes_in_words, count_in_words, ratio_in_words
 
 
 @pytest.mark.parametrize(
