@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regard.compare import images
-from regard.compare.images import load_images, patch_size, patches_per_side, training_batch
+from regard.compare.images import patch_size, patches_per_side, training_batch
 from regard.errors import UserError
+from regard.tasks import image_files as images
+from regard.tasks.image_files import load_images
 
 
 def paint(path: Path, *, size: tuple[int, int] = (9, 5), mode: str = "RGB", shade: int = 100) -> None:

@@ -101,7 +101,7 @@ def _compare(given: dict[str, Any], *, out: str | None, resume: bool, dry_run: b
     from regard.cli.console import output, progress
     from regard.compare.folder import find_earlier, read_results
     from regard.compare.race import require_memory
-    from regard.compare.wording import shown
+    from regard.wording import shown
 
     earlier = find_earlier(out, given["task"]) if resume else None
     stored = read_results(earlier) if earlier is not None else None
@@ -123,7 +123,7 @@ def _settings(given: dict[str, Any], stored: dict[str, Any] | None, earlier: Pat
     """
     from regard.compare.mechanisms import import_outsider
     from regard.compare.settings import Settings, make_settings
-    from regard.compare.wording import shown
+    from regard.wording import shown
 
     before = Settings.from_json(stored["settings"]) if stored is not None else None
     imports = given["imports"] or (before.imports if before is not None else None)
@@ -170,7 +170,7 @@ def _race(
     from regard.compare.folder import RunFolder
     from regard.compare.race import Interrupted, Race, prepare_data, stamp
     from regard.compare.settings import default_out
-    from regard.compare.wording import shown
+    from regard.wording import shown
 
     console = progress()
     if earlier is not None and stored is not None:
@@ -201,7 +201,7 @@ def _show(results: dict[str, Any], folder: Path, console: Console) -> int:
     """Print the outcome; the status is 0 if any mechanism went through the race."""
     from regard.compare.race import paths_of
     from regard.compare.summary import advice, legend, remarks, table
-    from regard.compare.wording import shown
+    from regard.wording import shown
 
     ok = any(row["status"] == "ok" for row in results["rows"])
     if ok:
@@ -222,11 +222,11 @@ def _show(results: dict[str, Any], folder: Path, console: Console) -> int:
 def _show_plan(settings: Settings, console: Console) -> int:
     from rich.table import Table
 
-    from regard.compare.images import load_images
     from regard.compare.job import shape_of
     from regard.compare.plan import minutes, plan
     from regard.compare.text import load_corpus
-    from regard.compare.wording import count_in_words
+    from regard.tasks.image_files import load_images
+    from regard.wording import count_in_words
 
     if settings.task == "text":
         corpus = load_corpus(settings.data, train_length=settings.train_length)

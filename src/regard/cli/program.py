@@ -18,6 +18,10 @@ from regard.registry import UnknownSystemError
 
 COMMANDS = {
     "compare": "race mechanisms on your own data and lengths; a ranked table and a report",
+    "train": "train a system on your files, or on a sample, to a checkpoint",
+    "evaluate": "measure a checkpoint on your files",
+    "predict": "write a checkpoint's predictions for your files",
+    "generate": "continue a prompt with a trained language model",
     "list": "list all mechanisms and what each can do",
     "info": "show one mechanism: paper, capabilities, arguments, cost",
     "verify": "check parity with the authors' implementations, case by case",

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from regard.compare.budget import ImageShape
-from regard.compare.images import ImageSet
 from regard.compare.settings import Settings
 from regard.compare.text import Corpus, byte_labels, entropy_bits, factors_for, sample_of
 from regard.files import write_atomically
+from regard.tasks.image_files import ImageSet
 
 PARTS = ("size", "map", "speed", "cost", "decode")
 """What is measured once per mechanism, beside its training runs; the timings are the last three."""

@@ -18,7 +18,6 @@ from rich.console import Console
 
 from regard.compare.children import Child, Event, Events, stop_all
 from regard.compare.folder import RunFolder, writing
-from regard.compare.images import load_images
 from regard.compare.job import Job, Part, read_description, store_images, store_text
 from regard.compare.progress import Progress
 from regard.compare.results import assemble, machine, row_of
@@ -26,6 +25,7 @@ from regard.compare.settings import Settings, threads_per_job
 from regard.compare.text import load_corpus
 from regard.errors import UserError
 from regard.measure import MeasurementError, available_memory_bytes
+from regard.tasks.image_files import load_images
 from regard.wording import bytes_in_words, shown
 
 POLL_S = 0.2

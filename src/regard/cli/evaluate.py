@@ -1,0 +1,140 @@
+"""`regard evaluate`: the metrics of a checkpoint on the user's files."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from regard.cli.errors import UserError, writable_file
+from regard.files import write_atomically
+
+if TYPE_CHECKING:
+    from regard.cli.console import Console
+    from regard.tasks.checkpoint import Checkpoint
+    from regard.tasks.task import Extras
+
+EXAMPLES = """
+  regard evaluate runs/first/model.safetensors
+  regard evaluate runs/etth1 --data ETTh1.csv --part test
+  regard evaluate runs/first --data other.txt --part all --json metrics.json --out evaluation/
+"""
+
+
+def run(
+    checkpoint: Path,
+    *,
+    data: str | None = None,
+    part: str | None = None,
+    batch: int = 16,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    json: Path | None = None,
+    out: Path | None = None,
+) -> int:
+    """Measure a trained network on your files, or on those that it was trained with.
+
+    Args:
+        checkpoint: a file that regard train wrote, or its folder.
+        data: your files, in the format of the task; by default those of the run in whose folder the checkpoint lies,
+            or else the built-in sample.
+        part: which part of the data (validation, test, all); by default every part but all.
+        batch: rows at a time.
+        device: where to run (default auto, a GPU if there is one).
+        json: write the metrics to this file.
+        out: folder for report.html, with samples and tables.
+    """
+    from regard.cli.console import output, progress
+    from regard.tasks import checkpoint as checkpoints
+    from regard.tasks.outcome import in_words, measure, parts_of
+
+    writable_file(json)
+    loaded = checkpoints.load(checkpoint)
+    task, model = loaded.task, loaded.model.to(chosen_device(device))
+    path = data if data is not None else _data_of_run(checkpoint)
+    task.read(None if path is None else Path(path))
+    if part is not None and part not in task.parts():
+        raise UserError(f"--part must be one of {', '.join(task.parts())}, got {part}")
+    parts = [part] if part is not None else parts_of(task)
+    console = output()
+    console.print(f"data: {task.described}", soft_wrap=True)
+    for note in task.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    with progress().status("evaluating"):
+        metrics = measure(task, model, batch, parts)
+        extras = task.extras(model, parts[0])
+    for name, values in metrics.items():
+        console.print(f"{name}: {in_words(values)}")
+    _print_tables(extras, console)
+    if json is not None:
+        write_atomically(json, json_module.dumps(metrics, indent=1) + "\n")
+    if out is not None:
+        console.print(str(_report(loaded, metrics, extras, out)), soft_wrap=True)
+    return 0
+
+
+def chosen_device(device: str) -> str:
+    """The device that "auto" means here.
+
+    Raises:
+        UserError: there is no GPU where one is asked for.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here")
+    return device
+
+
+def _data_of_run(checkpoint: Path) -> str | None:
+    from regard.tasks import runs
+
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    return runs.read_wishes(folder).data if (folder / runs.RUN).is_file() else None
+
+
+def _print_tables(extras: Extras, console: Console) -> None:
+    from rich.table import Table
+
+    for title, header, rows in extras.tables:
+        console.print(title, style="bold", soft_wrap=True)
+        drawn = Table(box=None, pad_edge=False, padding=(0, 1))
+        for name in header:
+            drawn.add_column(str(name), justify="right")
+        for row in rows:
+            drawn.add_row(*map(str, row))
+        console.print(drawn)
+
+
+def _report(loaded: Checkpoint, metrics: dict[str, dict[str, float]], extras: Extras, out: Path) -> Path:
+    import sys
+
+    from regard.report.record import EvaluationRecord
+    from regard.report.training import write_evaluation_page
+    from regard.tasks.networks import count_parameters
+    from regard.tasks.outcome import settings_rows
+
+    task, model, header = loaded.task, loaded.model, loaded.header
+    record = EvaluationRecord(
+        title=f"{header.model} on {task.name}",
+        command=["regard", *sys.argv[1:]],
+        task=task.name,
+        system=header.model,
+        data=task.described,
+        facts=settings_rows(network=model.config, data=task.settings),
+        parameters=count_parameters(model),
+        metric=task.metric,
+        better=task.better,
+        final=metrics,
+        notes=task.notes,
+        samples=extras.samples,
+        tables=extras.tables,
+        charts=extras.lines,
+    )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_evaluation_page(record, out / "report.html")
+    except OSError as error:
+        raise UserError(f"cannot write in {out}: {error.strerror}") from None
+    return out / "report.html"

@@ -1,0 +1,119 @@
+"""`regard generate`: text from a language model's checkpoint, as it comes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from regard.cli.errors import UserError
+
+if TYPE_CHECKING:
+    from regard.models.language.base import LanguageModel
+    from regard.tasks.generation import Sampling
+    from regard.tasks.language import Language
+
+EXAMPLES = """
+  regard generate runs/first --prompt "To be" --tokens 400
+  regard generate runs/first --prompt-file start.txt --temperature 0.7 --top-p 0.9 --seed 3
+"""
+
+
+def run(
+    checkpoint: Path,
+    *,
+    prompt: str | None = None,
+    prompt_file: Path | None = None,
+    tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    no_state: bool = False,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> int:
+    """Continue a prompt with a trained language model; text is printed as it is generated.
+
+    Linear and recurrent mechanisms keep a state of constant size, softmax a key-value cache; the size is told at the
+    end, on stderr, with the time per token.
+
+    Args:
+        checkpoint: a file that regard train wrote, or its folder.
+        prompt: the text to continue.
+        prompt_file: a file with the text to continue.
+        tokens: how many tokens to generate.
+        temperature: how evenly tokens are drawn; 0 = always the likeliest.
+        top_k: draw from so many of the likeliest tokens only; 0 = all.
+        top_p: draw from the likeliest tokens that together have this probability; 1 = all.
+        seed: of the random choices.
+        no_state: read the whole text anew for every token; the tokens are the same.
+        device: where to run (default auto, a GPU if there is one).
+    """
+    if tokens < 1:
+        raise UserError(f"--tokens must be at least 1, got {tokens}")
+    if (prompt is None) == (prompt_file is None):
+        raise UserError("give either --prompt or --prompt-file")
+    text = _prompt(prompt, prompt_file)
+    from regard.cli.console import progress
+    from regard.cli.evaluate import chosen_device
+    from regard.models.language.base import LanguageModel
+    from regard.tasks import checkpoint as checkpoints
+    from regard.tasks.generation import Sampling, decodes
+    from regard.tasks.language import Language
+
+    try:
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    loaded = checkpoints.load(checkpoint)
+    if not isinstance(loaded.task, Language):
+        raise UserError(f"{checkpoint} was trained for {loaded.task.name}: generate needs a language model")
+    model = loaded.model.to(chosen_device(device))
+    assert isinstance(model, LanguageModel)
+    with_state = decodes(model) and not no_state
+    if not with_state and not no_state:
+        progress().print("this mechanism keeps no state: everything is read anew for every token")
+    return _stream(loaded.task, model, text, tokens, sampling, with_state)
+
+
+def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
+    if prompt_file is not None:
+        from regard.wording import shown
+
+        try:
+            prompt = prompt_file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {shown(prompt_file)}: {shown(str(error))}") from None
+    if not prompt:
+        raise UserError("the prompt is empty: give at least one character")
+    return prompt
+
+
+def _stream(task: Language, model: LanguageModel, text: str, tokens: int, sampling: Sampling, with_state: bool) -> int:
+    import time
+
+    import torch
+
+    from regard.cli.console import progress
+    from regard.tasks.generation import generate
+
+    tokenizer = task.tokenizer
+    assert tokenizer is not None
+    ids = torch.tensor(tokenizer.encode(text))
+    begin = time.monotonic()
+    sys.stdout.write(text)
+    made = generate(model, ids, count=tokens, sampling=sampling, with_state=with_state)
+    for piece in tokenizer.stream(made):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    per_token = (time.monotonic() - begin) / tokens
+    told = f"{1000 * per_token:.1f} ms per token"
+    if with_state:
+        from regard.wording import bytes_in_words
+
+        room = len(ids) + tokens
+        size = sum(layer.nbytes for layer in model.init_state(1, max_len=room))
+        told += f"; state for {room:,} tokens: {bytes_in_words(size)}"
+    progress().print(told)
+    return 0

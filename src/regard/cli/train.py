@@ -1,0 +1,229 @@
+"""`regard train`: a system on the user's files, to a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regard.errors import UserError
+
+if TYPE_CHECKING:
+    from regard.cli.console import Console
+    from regard.tasks.fit import Hardware, Outcome
+    from regard.tasks.runs import Plan
+
+EXAMPLES = """
+  regard train transnormer
+  regard train lightning --data my_corpus/ --steps 2000 --set dim=256,num_layers=6
+  regard train aaren --data ETTh1.csv --out runs/etth1 --patience 3
+  regard train palm --data multi30k/
+  regard train titans --resume
+"""
+
+REPORT = "report.html"
+
+
+def run(
+    system: str | None = None,
+    *,
+    data: str | None = None,
+    task: str | None = None,
+    out: Path | None = None,
+    steps: int | None = None,
+    batch: int | None = None,
+    learning_rate: float | None = None,
+    weight_decay: float | None = None,
+    evaluate_every: int | None = None,
+    patience: int | None = None,
+    seed: int | None = None,
+    set_: str | None = None,
+    accelerator: str = "auto",
+    devices: str = "1",
+    strategy: str = "auto",
+    precision: str = "32-true",
+    workers: int = 0,
+    resume: bool = False,
+    dry_run: bool = False,
+    import_: str | None = None,
+) -> int:
+    """Train a system on your files, or on a built-in sample, and write a checkpoint that the other commands read.
+
+    The best network is model.safetensors, with its config inside; last.safetensors is what --resume goes on from:
+    on the CPU the curve is then the same, bit for bit, as without the interruption. Also written: log.csv,
+    evaluations.csv and report.html.
+
+    Args:
+        system: a network (transnormer_lm), a system (titans), or any sequence mixer (hedgehog), which is put into a
+            network made for the task; with --resume it may be left out.
+        data: your files, in the format of the task; by default a sample that needs no download.
+        task: language, forecasting, series_classification, events, control, translation or images; by default what
+            the data look like, or the system's own.
+        out: folder for the results (default runs/train-SYSTEM-TASK-DATE-TIME).
+        steps: number of updates (default: the task's own, a minute or two on two cores).
+        batch: rows per update.
+        learning_rate: the peak; a tenth of the steps warms up, then it falls along a cosine.
+        weight_decay: of AdamW.
+        evaluate_every: steps between two evaluations and checkpoints (default a tenth of all).
+        patience: evaluations without a better value after which training stops early (default 0, never).
+        seed: of the initial weights, the order of the data, and dropout.
+        set_: other settings of the network or of the data, as NAME=VALUE,NAME=VALUE; --dry-run shows them all.
+        accelerator: cpu, gpu, or auto (default), a GPU if there is one.
+        devices: how many devices, or auto.
+        strategy: how several devices work together, in Lightning's words, such as ddp or fsdp.
+        precision: 32-true, bf16-mixed, 16-mixed, bf16-true or 64-true.
+        workers: processes that prepare batches beside the training.
+        resume: go on with the run in --out, or with the newest in runs; options that are left out are as they were.
+        dry_run: show the plan (data, network, settings, parameters) and stop.
+        import_: a module, or a Python file, that registers systems of its own.
+    """
+    from regard.tasks import runs
+    from regard.tasks.fit import Hardware
+
+    if import_ is not None:
+        from regard.compare.mechanisms import import_outsider
+
+        import_outsider(import_)
+    recipe = {
+        "steps": steps,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "evaluate_every": evaluate_every,
+        "patience": patience,
+        "seed": seed,
+    }
+    given = {"system": system, "task": task, "data": data, "settings": runs.split_settings(set_)}
+    wishes, folder = _wishes(given, {name: value for name, value in recipe.items() if value is not None}, out, resume)
+    if not dry_run and folder is not None:
+        runs.claim_folder(folder, resume=resume)
+    planned = runs.plan(wishes, cache=folder if folder is not None and folder.is_dir() else None)
+    from regard.cli.console import output
+
+    console = output()
+    _show_plan(planned, console, whole=dry_run)
+    if dry_run:
+        return 0
+    if folder is None:
+        folder = runs.new_folder(wishes.system, planned.task.name)
+        runs.claim_folder(folder, resume=False)
+    runs.write_wishes(folder, wishes)
+    import sys
+
+    hardware = Hardware(
+        accelerator=accelerator,
+        devices=int(devices) if devices.isdigit() else devices,
+        strategy=strategy,
+        precision=precision,
+        workers=workers,
+        progress=sys.stderr.isatty(),
+    )
+    return _train(planned, folder, hardware, resume=resume, console=console)
+
+
+def _wishes(given: dict[str, Any], recipe: dict[str, Any], out: Path | None, resume: bool) -> Any:
+    """What is to be done, and the folder where it is known already."""
+    from regard.tasks import runs
+
+    folder = out
+    if resume and folder is None:
+        folder = runs.latest_folder(given["system"])
+    if resume and folder is not None and (folder / runs.RUN).is_file():
+        earlier = runs.read_wishes(folder)
+        for name in ("system", "task", "data"):
+            if given[name] not in (None, getattr(earlier, name)):
+                raise UserError(f"the run in {folder} has {name} {getattr(earlier, name)}, not {given[name]}")
+        return runs.Wishes(
+            system=earlier.system,
+            task=earlier.task,
+            data=earlier.data,
+            settings={**earlier.settings, **given["settings"]},
+            recipe={**earlier.recipe, **recipe},
+        ), folder
+    if given["system"] is None:
+        raise UserError("missing SYSTEM: " + ("there is no run to resume" if resume else "regard list shows all names"))
+    return runs.Wishes(**given, recipe=recipe), folder
+
+
+def _show_plan(planned: Plan, console: Console, *, whole: bool) -> None:
+    from regard.tasks.networks import config_to_plain, count_parameters
+
+    model = planned.build()
+    console.print(f"data: {planned.task.described}", soft_wrap=True)
+    for note in planned.task.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    recipe = planned.recipe
+    console.print(
+        f"{planned.model_name} on {planned.task.name}: {count_parameters(model):,} parameters, "
+        f"{recipe.steps:,} steps of {recipe.batch} rows"
+    )
+    if whole:
+        from rich.table import Table
+
+        drawn = Table(box=None, pad_edge=False, padding=(0, 1), show_header=False)
+        owners = {planned.model_name: planned.config, planned.task.name: planned.task.settings, "recipe": recipe}
+        for owner, values in owners.items():
+            for name, value in config_to_plain(values).items():
+                drawn.add_row(owner, name, str(value))
+        console.print(drawn)
+
+
+def _train(planned: Plan, folder: Path, hardware: Hardware, *, resume: bool, console: Console) -> int:
+    from regard.cli.console import progress
+    from regard.tasks import runs
+    from regard.tasks.outcome import in_words, measure, parts_of
+
+    outcome = runs.train(planned, folder, hardware, resume=resume)
+    if not outcome.is_first_process:
+        return 0
+    model = runs.best_of(planned, folder)
+    task = planned.task
+    with progress().status("evaluating"):
+        final = measure(task, model, planned.recipe.batch, parts_of(task))
+        extras = task.extras(model, task.parts()[0])
+    _report(planned, folder, outcome, final, extras)
+    console.print(f"{outcome.stopped}; best at step {outcome.progress.best_step:,}")
+    for part, metrics in final.items():
+        console.print(f"{part}: {in_words(metrics)}")
+    if outcome.seconds_per_step is not None and outcome.data_share is not None:
+        console.print(f"{1000 * outcome.seconds_per_step:.1f} ms per step, data loading {outcome.data_share:.1%} of it")
+    for name in ("model.safetensors", "log.csv", REPORT):
+        console.print(str(folder / name), soft_wrap=True)
+    return 0
+
+
+def _report(planned: Plan, folder: Path, outcome: Outcome, final: Any, extras: Any) -> None:
+    import sys
+
+    from regard.report.record import TrainingRecord
+    from regard.report.training import write_training_report
+    from regard.tasks.logs import read_evaluations, read_steps
+    from regard.tasks.networks import count_parameters
+    from regard.tasks.outcome import settings_rows
+
+    task, logged = planned.task, read_steps(folder)
+    record = TrainingRecord(
+        title=f"{planned.model_name} on {task.name}",
+        command=["regard", *sys.argv[1:]],
+        task=task.name,
+        system=planned.wishes.system,
+        data=task.described,
+        facts=settings_rows(network=planned.config, data=task.settings, recipe=planned.recipe),
+        parameters=count_parameters(planned.build()),
+        metric=task.metric,
+        better=task.better,
+        final=final,
+        notes=task.notes,
+        samples=extras.samples,
+        tables=extras.tables,
+        charts=extras.lines,
+        steps=[int(step) for step in logged.get("step", [])],
+        loss=logged.get("loss", []),
+        learning_rate=logged.get("learning_rate", []),
+        seconds_per_step=outcome.seconds_per_step,
+        data_share=outcome.data_share,
+        evaluations=read_evaluations(folder),
+        best_step=outcome.progress.best_step,
+        stopped=outcome.stopped,
+        resumed_from=outcome.progress.resumed_from,
+    )
+    write_training_report(record, folder / REPORT)

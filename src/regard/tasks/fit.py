@@ -1,0 +1,398 @@
+"""Training any task's network with Lightning: the loop, its checkpoints, its logs, and its way back after a crash.
+
+What the steps compute depends on the seed and the step's number alone: batches are drawn from `(seed, step)`, dropout
+is seeded anew at every step, and the learning rate is a function of the step. So a run that was killed and resumed
+from `last.safetensors` has, on the CPU, the same loss curve bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from regard.errors import UserError
+from regard.tasks import checkpoint
+from regard.tasks.evaluation import is_better, sums_over
+from regard.tasks.logs import Logs
+from regard.tasks.progress_bar import ProgressBar
+from regard.tasks.recipe import Recipe
+from regard.tasks.task import Batch, Task, rng
+
+LAST, BEST = "last.safetensors", "model.safetensors"
+SAVE_EVERY_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Where and how the loop runs; Lightning's own words.
+
+    Args:
+        accelerator: "auto", "cpu", "gpu" or another that Lightning knows.
+        devices: number of devices, or "auto".
+        strategy: "auto", "ddp", "fsdp" or another that Lightning knows.
+        precision: "32-true", "bf16-mixed", "16-mixed", "bf16-true" or "64-true".
+        workers: processes that prepare batches; 0 = in the loop itself.
+        progress: whether to show a progress bar.
+    """
+
+    accelerator: str = "cpu"
+    devices: int | str = 1
+    strategy: str = "auto"
+    precision: Any = "32-true"
+    workers: int = 0
+    progress: bool = True
+
+
+@dataclass
+class Progress:
+    """How far a run has come: what, beside weights and optimiser, its continuation needs."""
+
+    step: int = 0
+    best: float | None = None
+    best_step: int = 0
+    without_better: int = 0
+    resumed_from: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Args:
+        progress: how far it came.
+        stopped: why it ended, in words.
+        finished: whether nothing is left to do.
+        data_share: share of the time of a step that was spent waiting for its batch; None where no step ran.
+        seconds_per_step: mean over the steps of this call.
+        is_first_process: False in all processes but one, where several train together.
+    """
+
+    progress: Progress
+    stopped: str
+    finished: bool
+    data_share: float | None
+    seconds_per_step: float | None
+    is_first_process: bool = True
+
+
+class _Steps(Dataset[Batch]):
+    """The batches of the steps that are left, each made when it is asked for."""
+
+    def __init__(self, task: Task, recipe: Recipe, *, start: int, rank: int, world: int) -> None:
+        self.task, self.recipe, self.start, self.rank = task, recipe, start, rank
+        self.rows = max(1, recipe.batch // world)
+
+    def __len__(self) -> int:
+        return self.recipe.steps - self.start
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.task.batch(rng(self.recipe.seed, self.start + index, self.rank), self.rows)
+
+
+class _Waiting:
+    """Batches as they come, and how long the loop waited for them."""
+
+    def __init__(self, loader: DataLoader[Batch]) -> None:
+        self.loader = loader
+        self.seconds = 0.0
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = iter(self.loader)
+        while True:
+            begin = time.monotonic()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.seconds += time.monotonic() - begin
+            yield batch
+
+
+class _Module(lightning.LightningModule):
+    """The network, its task and its recipe as Lightning wants them."""
+
+    def __init__(self, task: Task, model: nn.Module, recipe: Recipe, progress: Progress, workers: int) -> None:
+        super().__init__()
+        self.model = model
+        self.task, self.recipe, self.progress, self.workers = task, recipe, progress, workers
+        self.start = progress.step
+        self.earlier_optimizer: dict[str, Any] | None = None
+
+    def train_dataloader(self) -> Any:
+        rank, world = self.global_rank, self.trainer.world_size
+        steps = _Steps(self.task, self.recipe, start=self.start, rank=rank, world=world)
+        loader = DataLoader(steps, batch_size=None, num_workers=self.workers, shuffle=False)
+        self.waiting = _Waiting(loader)
+        return self.waiting
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        recipe = self.recipe
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained, lr=recipe.learning_rate, betas=(0.9, recipe.beta2), weight_decay=recipe.weight_decay
+        )
+        if self.earlier_optimizer is not None:
+            optimizer.load_state_dict(self.earlier_optimizer)
+        return optimizer
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        step = self.start + index
+        rate = self.recipe.rate(step)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = rate
+        torch.manual_seed(int(rng(self.recipe.seed, step, self.global_rank).integers(2**62)))
+        loss = self.task.loss(self.model, batch)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            self._stop_at(step, rate, value)
+        self.log("loss", value, prog_bar=True, logger=False)
+        return loss
+
+    def _stop_at(self, step: int, rate: float, value: float) -> None:
+        kept = self.progress.step
+        good = f"the last good checkpoint is {LAST} of step {kept}" if kept else "there is no checkpoint yet"
+        kind = "NaN" if math.isnan(value) else "infinite"
+        raise UserError(
+            f"the loss became {kind} at step {step + 1} with learning rate {rate:.3g}; {good}: try a smaller "
+            "--learning-rate, and --precision 32-true"
+        )
+
+
+class _Housekeeping(Callback):
+    """Evaluates, logs, saves, and stops early."""
+
+    def __init__(self, header: checkpoint.Header, folder: Path, logs: Logs) -> None:
+        self.header, self.folder, self.logs = header, folder, logs
+        self.stopped = ""
+        self.steps_done = 0
+        self._saved = time.monotonic()
+        self._begin = self._spent = self._waited = 0.0
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        self._begin = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        progress, recipe = module.progress, module.recipe
+        step = module.start + batch_idx + 1
+        self.steps_done += 1
+        self._spent += time.monotonic() - self._begin
+        self._waited = module.waiting.seconds
+        if trainer.is_global_zero:
+            self.logs.step(step, float(outputs["loss"]), recipe.rate(step - 1))
+        progress.step = step
+        done = step == recipe.steps
+        if step % recipe.evaluation_interval == 0 or done:
+            self._evaluate(trainer, module)
+        if step % recipe.evaluation_interval == 0 or done or self._save_is_due(trainer):
+            self.save(trainer, module)
+        if done:
+            self.stopped = "all steps done"
+        elif recipe.patience and progress.without_better >= recipe.patience:
+            self.stopped = f"early stopping: no better value in {recipe.patience} evaluations"
+            trainer.should_stop = True
+
+    def _save_is_due(self, trainer: lightning.Trainer) -> bool:
+        # with several processes all must take part in a save, and their clocks differ
+        return trainer.world_size == 1 and time.monotonic() - self._saved > SAVE_EVERY_S
+
+    def _evaluate(self, trainer: lightning.Trainer, module: Any) -> None:
+        task, progress = module.task, module.progress
+        part = task.parts()[0]
+        sums = sums_over(
+            task, module.model, part, module.recipe.batch, rank=trainer.global_rank, world=trainer.world_size
+        )
+        if trainer.world_size > 1:
+            sums = {
+                name: float(trainer.strategy.reduce(torch.tensor(value, device=module.device), reduce_op="sum"))
+                for name, value in sums.items()
+            }
+        metrics = task.summary(sums)
+        module.log("validation", metrics[task.metric], prog_bar=True, logger=False)
+        if trainer.is_global_zero:
+            self.logs.evaluation(progress.step, metrics)
+        if is_better(task, metrics, progress.best):
+            progress.best, progress.best_step, progress.without_better = metrics[task.metric], progress.step, 0
+            self._write(trainer, BEST, metrics=metrics, step=progress.step)
+        else:
+            progress.without_better += 1
+
+    def save(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Write what a continuation needs."""
+        optimizer = trainer.strategy.optimizer_state(trainer.optimizers[0])
+        run = asdict(module.progress) | {"recipe": asdict(module.recipe)}
+        self._write(trainer, LAST, optimizer=optimizer, step=module.progress.step, run=run)
+        self._saved = time.monotonic()
+
+    def _write(self, trainer: lightning.Trainer, name: str, *, optimizer: Any = None, **more: Any) -> None:
+        state = trainer.strategy.lightning_module_state_dict()
+        if trainer.is_global_zero:
+            weights = {key.removeprefix("model."): value for key, value in state.items()}
+            header = checkpoint.Header(**{**vars(self.header), **more})
+            checkpoint.save(self.folder / name, header, weights, optimizer)
+
+    @property
+    def data_share(self) -> float | None:
+        """Share of the time of the steps that was spent waiting for a batch."""
+        total = self._waited + self._spent
+        return self._waited / total if total else None
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Mean time of a step, evaluations and checkpoints left out."""
+        return (self._waited + self._spent) / self.steps_done if self.steps_done else None
+
+
+def fit(
+    task: Task,
+    model: nn.Module,
+    *,
+    model_name: str,
+    config: Any,
+    recipe: Recipe,
+    folder: Path,
+    hardware: Hardware | None = None,
+    resume: bool = False,
+) -> Outcome:
+    """Train `model` in place and keep the folder up to date.
+
+    Args:
+        task: with its data.
+        model: the network.
+        model_name: its registered name, for the checkpoints.
+        config: its config, for the checkpoints.
+        recipe: how to train.
+        folder: for `last.safetensors`, `model.safetensors`, `log.csv` and `evaluations.csv`; must exist.
+        hardware: where to run.
+        resume: go on from `last.safetensors`, if there is one.
+
+    Raises:
+        UserError: the loss is no number any more, an earlier run had other settings, or Lightning refuses the
+            hardware.
+        OSError: a checkpoint cannot be written.
+    """
+    hardware = hardware or Hardware()
+    module = _Module(task, model, recipe, Progress(), hardware.workers)
+    header = checkpoint.header_of(task, model_name, config)
+    if resume and (folder / LAST).is_file():
+        _take_up(module, folder / LAST, header)
+    logs = Logs(folder, upto=module.progress.step)
+    if module.progress.step >= recipe.steps:
+        return Outcome(module.progress, "all steps done", True, None, None)
+    if recipe.patience and module.progress.without_better >= recipe.patience:
+        return Outcome(module.progress, "early stopping", True, None, None)
+    keeping = _Housekeeping(header, folder, logs)
+    trainer = _trainer(recipe, hardware, keeping, folder, task.metric)
+    with _quiet(), logs:
+        try:
+            trainer.fit(module)
+        except KeyboardInterrupt:
+            _keep_what_was_done(trainer, module, keeping)
+            raise
+    if trainer.interrupted or not keeping.stopped:
+        _keep_what_was_done(trainer, module, keeping)
+        raise KeyboardInterrupt
+    return Outcome(
+        module.progress,
+        keeping.stopped,
+        True,
+        keeping.data_share,
+        keeping.seconds_per_step,
+        trainer.is_global_zero,
+    )
+
+
+def _keep_what_was_done(trainer: lightning.Trainer, module: _Module, keeping: _Housekeeping) -> None:
+    if module.progress.step > module.start:
+        keeping.save(trainer, module)
+
+
+def _take_up(module: _Module, path: Path, header: checkpoint.Header) -> None:
+    """Load weights, optimiser and progress of an earlier run.
+
+    Raises:
+        UserError: it is damaged, or was another run.
+    """
+    stored, tensors = checkpoint.read(path)
+    for name in ("task", "model", "config", "settings", "facts"):
+        if getattr(stored, name) != getattr(header, name):
+            raise UserError(f"{path} was written by a run with another {name}: give another --out, or its settings")
+    run = dict(stored.run)
+    recipe, plain = run.pop("recipe"), asdict(module.recipe)
+    changed = [name for name in plain if recipe.get(name) != plain[name] and name != "patience"]
+    if changed:
+        was, now = recipe.get(changed[0]), plain[changed[0]]
+        raise UserError(f"{path} was written by a run with {changed[0]}={was}, not {now}: its curve cannot go on")
+    module.earlier_optimizer = checkpoint.optimizer_state(
+        run.pop("optimizer"), {name: value for name, value in tensors.items() if name.startswith(checkpoint.OPTIMIZER)}
+    )
+    weights = {name: value for name, value in tensors.items() if name.startswith(checkpoint.MODEL)}
+    state = {name.removeprefix(checkpoint.MODEL): value for name, value in weights.items()}
+    state |= {alias: state[name] for alias, name in stored.aliases.items()}
+    module.model.load_state_dict(state)
+    module.progress = Progress(**run)
+    module.progress.resumed_from.append(module.progress.step)
+    module.start = module.progress.step
+
+
+def _trainer(
+    recipe: Recipe, hardware: Hardware, keeping: _Housekeeping, folder: Path, metric: str
+) -> lightning.Trainer:
+    callbacks: list[Callback] = [keeping]
+    if hardware.progress:
+        callbacks.append(ProgressBar(recipe.steps, metric))
+    try:
+        with _quiet():
+            return lightning.Trainer(
+                accelerator=hardware.accelerator,
+                devices=hardware.devices,
+                strategy=hardware.strategy,
+                precision=hardware.precision,
+                max_epochs=1,
+                gradient_clip_val=recipe.clip_norm or None,
+                callbacks=callbacks,
+                logger=False,
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                enable_progress_bar=False,
+                use_distributed_sampler=False,
+                default_root_dir=folder,
+            )
+    except (ValueError, RuntimeError, TypeError, MisconfigurationException) as error:
+        raise UserError(f"these devices cannot be used: {error}") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's advice: it speaks of files and loaders that this loop does not use."""
+    import logging
+
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning.*")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

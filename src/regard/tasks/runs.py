@@ -1,0 +1,242 @@
+"""A run from a system's name and the user's files to a folder with a checkpoint: planned, started, taken up again."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from regard.errors import UserError
+from regard.files import write_atomically
+from regard.tasks import checkpoint
+from regard.tasks.data_kind import kind_of
+from regard.tasks.fit import BEST, LAST, Hardware, Outcome, fit
+from regard.tasks.networks import TASKS, build, configure, count_parameters, default_config, models_of, parse_fields
+from regard.tasks.networks import task_class as class_of
+from regard.tasks.recipe import Recipe
+from regard.tasks.task import Task
+from regard.wording import shown
+
+RUN = "run.json"
+PLAIN_RUN_KEYS = ("system", "task", "data", "settings", "recipe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What a user asks for; `run.json` keeps it for `--resume`.
+
+    Args:
+        system: a network, a mechanism, or a system's id.
+        task: name of a task; None = what the data and the system suggest.
+        data: the user's files; None = the built-in sample.
+        settings: fields of the network's config and of the task's settings, as texts.
+        recipe: fields of the recipe that differ from the task's own.
+    """
+
+    system: str
+    task: str | None
+    data: str | None
+    settings: Mapping[str, str]
+    recipe: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that can start.
+
+    Args:
+        wishes: what was asked for.
+        task: with its data.
+        model_name: the network.
+        config: its config.
+        recipe: how it is trained.
+    """
+
+    wishes: Wishes
+    task: Task
+    model_name: str
+    config: Any
+    recipe: Recipe
+
+    def build(self) -> nn.Module:
+        """The network with its initial weights, which depend on the seed alone."""
+        torch.manual_seed(self.recipe.seed)
+        return build(self.model_name, self.config)
+
+
+def choose_task(system: str, task: str | None, data: Path | None) -> tuple[str, str]:
+    """The task and the network that trains it.
+
+    Args:
+        system: what the user named.
+        task: what the user asked for, if anything.
+        data: the user's files, if any.
+
+    Raises:
+        UserError: no network of the system does this task, or the files are made for another.
+    """
+    networks = models_of(system)
+    if task is not None:
+        class_of(task)
+        if task not in networks:
+            raise UserError(f"{system} has no network for {task}: it does {', '.join(networks)}")
+        return task, networks[task][0]
+    if data is None:
+        first = next(iter(networks))
+        return first, networks[first][0]
+    looks_like = kind_of(data)
+    if looks_like not in networks:
+        if len(networks) > 1:
+            raise UserError(
+                f"{shown(data)} looks like data for {looks_like}, and {system} does {', '.join(networks)}: "
+                "name one with --task"
+            )
+        looks_like = next(iter(networks))
+    return looks_like, networks[looks_like][0]
+
+
+def plan(wishes: Wishes, *, cache: Path | None = None) -> Plan:
+    """Read the data and configure the network.
+
+    Args:
+        wishes: what was asked for.
+        cache: folder for packed data; None = a temporary one.
+
+    Raises:
+        UserError: anything that does not fit.
+    """
+    data = None if wishes.data is None else Path(wishes.data)
+    task_name, model_name = choose_task(wishes.system, wishes.task, data)
+    cls = class_of(task_name)
+    of_task, of_network = _share_out(wishes.settings, cls, model_name)
+    try:
+        task = cls(cls.Settings(**parse_fields(cls.Settings, of_task, what=task_name)))
+        recipe = replace(cls.recipe, **wishes.recipe)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    task.read(data, cache=cache)
+    config = configure(wishes.system, model_name, task.model_fields(), of_network)
+    return Plan(wishes, task, model_name, config, recipe)
+
+
+def _share_out(settings: Mapping[str, str], task: type[Task], model_name: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The settings that belong to the task, and those that belong to the network."""
+    of_task = {item.name for item in fields(task.Settings)}
+    of_network = {item.name for item in fields(default_config(model_name))}
+    for name in settings:
+        if name not in of_task | of_network:
+            near = difflib.get_close_matches(name, of_task | of_network, n=1)
+            known = f"{task.name} has {', '.join(sorted(of_task))}; {model_name} has {', '.join(sorted(of_network))}"
+            raise UserError(f"no setting {shown(name)!r}: " + (f"did you mean {near[0]}?" if near else known))
+    mine = {name: value for name, value in settings.items() if name in of_task}
+    return mine, {name: value for name, value in settings.items() if name not in of_task}
+
+
+def split_settings(text: str | None) -> dict[str, str]:
+    """`"dim=64,mixer_options={...}"` as names and values; commas inside brackets do not separate.
+
+    Raises:
+        UserError: a part that is not NAME=VALUE.
+    """
+    found: dict[str, str] = {}
+    if not text:
+        return found
+    for part in re.split(r",(?=\s*\w+\s*=)(?![^{\[]*[}\]])", text):
+        name, equals, value = part.partition("=")
+        if not equals or not name.strip():
+            raise UserError(f"--set takes NAME=VALUE,NAME=VALUE, got {shown(part)!r}")
+        found[name.strip()] = value.strip()
+    return found
+
+
+def new_folder(system: str, task: str) -> Path:
+    """A folder that does not exist yet, named for the run."""
+    base = Path("runs", f"train-{system}-{task}-{time.strftime('%Y%m%d-%H%M%S')}")
+    number, path = 2, base
+    while path.exists():
+        path, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return path
+
+
+def latest_folder(system: str | None) -> Path | None:
+    """The newest run below `runs`, of a system if one is named."""
+    found = [path for path in Path("runs").glob("train-*/" + RUN) if system in (None, read_wishes(path.parent).system)]
+    return max(found, key=lambda path: path.stat().st_mtime).parent if found else None
+
+
+def claim_folder(folder: Path, *, resume: bool) -> None:
+    """Make the folder of a run.
+
+    Raises:
+        UserError: it is a file, cannot be made, or holds an earlier run that is not to be resumed.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {shown(folder)} is a file; it must be a folder, or a new name")
+    taken = [name for name in (RUN, LAST, BEST) if (folder / name).exists()]
+    if taken and not resume:
+        raise UserError(f"{shown(folder)} already has {taken[0]}: go on with --resume, or name another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {shown(folder)}: {error.strerror}") from None
+
+
+def write_wishes(folder: Path, wishes: Wishes) -> None:
+    """Keep what was asked for in `run.json`."""
+    plain = {name: getattr(wishes, name) for name in PLAIN_RUN_KEYS}
+    write_atomically(folder / RUN, json.dumps(plain, indent=1, default=dict) + "\n")
+
+
+def read_wishes(folder: Path) -> Wishes:
+    """What was asked for in an earlier run.
+
+    Raises:
+        UserError: there is none, or its file is damaged.
+    """
+    path = folder / RUN
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        wishes = Wishes(**{name: stored[name] for name in PLAIN_RUN_KEYS})
+        if not isinstance(wishes.system, str) or wishes.task not in (None, *TASKS):
+            raise ValueError("it is not a run of regard train")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot resume from {shown(path)}: {shown(str(error))}") from None
+    return wishes
+
+
+def train(planned: Plan, folder: Path, hardware: Hardware, *, resume: bool) -> Outcome:
+    """Train the network of a plan; `model.safetensors` in the folder is the best so far.
+
+    Raises:
+        UserError: as `regard.tasks.fit.fit`, or the disk is full.
+    """
+    try:
+        return fit(
+            planned.task,
+            planned.build(),
+            model_name=planned.model_name,
+            config=planned.config,
+            recipe=planned.recipe,
+            folder=folder,
+            hardware=hardware,
+            resume=resume,
+        )
+    except OSError as error:
+        raise UserError(f"cannot write in {shown(folder)}: {error.strerror or error}") from None
+
+
+def best_of(planned: Plan, folder: Path) -> nn.Module:
+    """The best network of a run, in eval mode."""
+    loaded = checkpoint.load(folder / (BEST if (folder / BEST).is_file() else LAST))
+    return loaded.model
+
+
+__all__ = ["Plan", "Wishes", "count_parameters", "plan", "train"]
