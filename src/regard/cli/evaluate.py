@@ -50,7 +50,7 @@ def run(
     writable_file(json)
     loaded = checkpoints.load(checkpoint)
     task, model = loaded.task, loaded.model.to(chosen_device(device))
-    path = data if data is not None else _data_of_run(checkpoint)
+    path = data if data is not None else data_of_run(checkpoint)
     task.read(None if path is None else Path(path))
     if part is not None and part not in task.parts():
         raise UserError(f"--part must be one of {', '.join(task.parts())}, got {part}")
@@ -87,7 +87,8 @@ def chosen_device(device: str) -> str:
     return device
 
 
-def _data_of_run(checkpoint: Path) -> str | None:
+def data_of_run(checkpoint: Path) -> str | None:
+    """The files that the run in whose folder a checkpoint lies was trained on; None = the sample, or no such run."""
     from regard.tasks import runs
 
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent

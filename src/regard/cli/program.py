@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "measure a checkpoint on your files",
     "predict": "write a checkpoint's predictions for your files",
     "generate": "continue a prompt with a trained language model",
+    "convert": "give a trained softmax language model another mechanism, by distillation",
     "list": "list all mechanisms and what each can do",
     "info": "show one mechanism: paper, capabilities, arguments, cost",
     "verify": "check parity with the authors' implementations, case by case",

@@ -1,0 +1,1 @@
+"""Techniques around any task: conversion of trained attention, by distillation."""
