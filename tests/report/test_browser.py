@@ -2,78 +2,29 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pages import RACES
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Page
 from sample_results import HOSTILE
+from visits import NEEDS_BROWSER, PHONE, Visit
 
 from regard.report.compare import render
 
-CHROMIUM = shutil.which("chromium")
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-DESK, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 800}
-READY_MS = 60_000
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no browser is installed: there is no `chromium` on the PATH"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield started
-        started.close()
-
-
-@dataclass
-class Visit:
-    """An open report and everything that it did on the way."""
-
-    page: Page
-    requests: list[str] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
-
-    def outside(self) -> list[str]:
-        own = self.page.url.split("#")[0]
-        return [url for url in self.requests if url != own and not url.startswith(("data:", "blob:"))]
+pytestmark = NEEDS_BROWSER
 
 
 @pytest.fixture
-def visit(browser: Browser, tmp_path: Path) -> Iterator:
-    opened = []
-
-    def open_report(race: str, *, viewport: dict[str, int] = DESK, scheme: str = "light", touch: bool = False) -> Visit:
+def visit(open_html, tmp_path: Path) -> Callable[..., Visit]:
+    def open_report(race: str, **how: Any) -> Visit:
         path = tmp_path / f"{race}.html"
         path.write_text(render(RACES[race]()), encoding="utf-8")
-        context = browser.new_context(viewport=viewport, color_scheme=scheme, has_touch=touch, is_mobile=touch)
-        opened.append(context)
-        seen = Visit(context.new_page())
-        seen.page.on("request", lambda request: seen.requests.append(request.url))
-        seen.page.on("console", lambda message: seen.complaints.append(f"{message.type}: {message.text}"))
-        seen.page.on("pageerror", lambda error: seen.complaints.append(str(error)))
-        seen.page.goto(path.as_uri())
-        seen.page.wait_for_selector("html[data-ready=true]", state="attached", timeout=READY_MS)
-        return seen
+        return open_html(path, **how)
 
-    yield open_report
-    for context in opened:
-        context.close()
+    return open_report
 
 
 def background(page: Page) -> str:

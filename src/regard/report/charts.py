@@ -53,24 +53,40 @@ def compact(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def hover_text(row: Row, *lines: str) -> str:
-    """Return the text of a pointer's box: the mechanism in bold, then the lines."""
-    title = f"<b>{plotly_text(units.shorten(row.title, 48))}</b>"
-    return "<br>".join([title, *(plotly_text(line) for line in lines if line)])
+def hover_text(title: str, *lines: str) -> str:
+    """Return the text of a pointer's box: the title in bold, then the lines."""
+    return "<br>".join(
+        [f"<b>{plotly_text(units.shorten(title, 48))}</b>", *(plotly_text(line) for line in lines if line)]
+    )
 
 
-def trace(line: Line, **changes: Any) -> dict[str, Any]:
-    """Return a Plotly line with markers in the mechanism's style; `changes` replace its settings."""
-    style = line.entry.style
+def styled_trace(
+    points: Sequence[tuple[float, float | None]],
+    style: Style,
+    name: str,
+    group: str,
+    hover: Sequence[str],
+    **changes: Any,
+) -> dict[str, Any]:
+    """Return a Plotly line with markers in a style.
+
+    Args:
+        points: pairs of x and y; a y of None is a gap in the line.
+        style: colour, dash and marker.
+        name: whose points they are.
+        group: the legend's group.
+        hover: what a pointer over each point shows, made by `hover_text`.
+        changes: replace settings of the trace.
+    """
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "x": [compact(x) for x, _ in line.points],
-        "y": [compact(y) for _, y in line.points],
-        "name": plotly_text(units.shorten(line.entry.row.name)),
-        "legendgroup": line.entry.group,
+        "x": [compact(x) for x, _ in points],
+        "y": [None if y is None else compact(y) for _, y in points],
+        "name": plotly_text(units.shorten(name)),
+        "legendgroup": group,
         "hoverinfo": "text",
-        "hovertext": [hover_text(line.entry.row, *text.split("\n")) for text in line.hover],
+        "hovertext": list(hover),
         "line": {"color": style.role, "width": 2.2, "dash": style.dash},
         "marker": {
             "color": style.role,
@@ -79,6 +95,13 @@ def trace(line: Line, **changes: Any) -> dict[str, Any]:
             "line": {"color": themed("surface"), "width": 0.7},
         },
     } | changes
+
+
+def trace(line: Line, **changes: Any) -> dict[str, Any]:
+    """Return a Plotly line with markers in the mechanism's style; `changes` replace its settings."""
+    row = line.entry.row
+    hover = [hover_text(row.title, *text.split("\n")) for text in line.hover]
+    return styled_trace(line.points, line.entry.style, row.name, line.entry.group, hover, **changes)
 
 
 def keys(lines: Iterable[Line]) -> list[Key]:

@@ -150,7 +150,7 @@ def _resumed_lines(record: TrainingRecord) -> dict[str, Any]:
 def _loss_caption(raw: Gapped, averaged: bool, outside: int, *, logarithmic: bool) -> str:
     caption = "Loss by training step."
     if averaged:
-        caption += f" The strong line is the mean over {window(len(raw)):,} neighbouring records."
+        caption += f" The strong line is the mean over {window(len(raw)):,} neighbouring records, fewer at the start."
     if outside:
         caption += f" {_counted(outside, 'value')} outside of the linear plot"
         caption += "; the logarithmic view shows every positive one." if logarithmic else "."

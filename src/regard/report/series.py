@@ -86,13 +86,17 @@ def window(length: int) -> int:
 
 
 def smoothed(points: Gapped) -> Gapped:
-    """Return the mean over a centred window at no more than about 400 places, a gap where the place has no value."""
+    """Return the mean over a centred window at no more than about 400 places, a gap where the place has no value.
+
+    The window is narrower at the start, where the fall of a loss would otherwise be averaged away.
+    """
     half = window(len(points)) // 2
     stride = -(-len(points) // _MEANS) or 1
     means: Gapped = []
     for index in sorted({*range(0, len(points), stride), len(points) - 1} if points else ()):
         x, y = points[index]
-        near = [value for _, value in known(points[max(0, index - half) : index + half + 1])]
+        reach = min(half, index)
+        near = [value for _, value in known(points[index - reach : index + reach + 1])]
         means.append((x, None if y is None else math.fsum(near) / len(near)))
     return means
 

@@ -120,6 +120,13 @@ def plain(value: float | None, digits: int = 2) -> str:
     return MISSING if value is None else f"{value:,.{digits}f}".replace("-", MINUS)
 
 
+def figure(value: float | None, digits: int = 4) -> str:
+    """Format a figure of unknown size with significant digits: 2.081, 0.0004310, 1,234, 5.120e+12, 3.000e−05."""
+    if value is not None and value != 0 and not 1e-4 <= abs(value) < 1e7:
+        return f"{value:.{digits - 1}e}".replace("-", MINUS)
+    return MISSING if value is None else _significant(value, digits)
+
+
 def whole(value: float | None) -> str:
     """Format a length, a position or a step with thousands separated: 16,384."""
     return MISSING if value is None else f"{value:,.0f}".replace("-", MINUS)

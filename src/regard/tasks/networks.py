@@ -106,8 +106,14 @@ def _task_of(model: str) -> str:
 
 
 def default_config(model: str) -> Any:
-    """Where a network's config starts: a variant's own, or the class's `SMALL`."""
+    """Where a network's config starts: a variant's own, or the class's `SMALL`.
+
+    Raises:
+        ValueError: the name is not a network's, or its network is not trained by a task.
+    """
     cls: Any = get_class(model)
+    if getattr(cls, "task", None) not in TASKS or not issubclass(cls, Model):
+        raise ValueError(f"{model} is no network that a task trains")
     variants = getattr(cls, "VARIANTS", {})
     return variants[model].config if model in variants else cls.SMALL
 

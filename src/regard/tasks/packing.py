@@ -114,15 +114,22 @@ def pieces(sources: Sources) -> Iterator[str]:
         if path.suffix.lower() in JSON_LINES:
             yield from _json_texts(path)
             continue
-        with path.open("rb") as stream:
-            rest = b""
-            while content := stream.read(PIECE):
-                content = rest + content
-                end = content.rfind(b"\n") + 1 or len(_whole_characters(content))
-                rest = content[end:]
-                yield _decoded(content[:end], path)
-            # a file without a last newline must not run into the next
-            yield _decoded(rest if rest.endswith(b"\n") or not rest else rest + b"\n", path)
+        yield from _lines_of(path)
+
+
+def _lines_of(path: Path) -> Iterator[str]:
+    rest = b""
+    ends_line = True
+    with path.open("rb") as stream:
+        while content := stream.read(PIECE):
+            content = rest + content
+            end = content.rfind(b"\n") + 1 or len(_whole_characters(content))
+            rest = content[end:]
+            yield _decoded(content[:end], path)
+            ends_line = content[:end].endswith(b"\n")
+    if rest or not ends_line:
+        # a file without a last newline must not run into the next
+        yield _decoded(rest + b"\n", path)
 
 
 def _decoded(content: bytes, path: Path) -> str:

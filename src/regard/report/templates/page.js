@@ -28,7 +28,7 @@
   const config = {
     responsive: true, displaylogo: false, showTips: false, doubleClick: "reset",
     displayModeBar: coarse ? false : "hover",
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+    modeBarButtonsToRemove: ["sendChartToCloud", "select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
   };
 
   function fit(view, hidden) {
