@@ -28,7 +28,7 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing regard and its development tools into $(VENV): this takes a few minutes the first time"
-	$(PIP) -e '.[vision,dev]'
+	$(PIP) -e '.[vision,train,dev]'
 	@touch $(VENV)/.core $@
 
 $(VENV)/.docs: $(VENV)/.core
@@ -36,7 +36,7 @@ $(VENV)/.docs: $(VENV)/.core
 	@touch $@
 
 $(VENV)/.peers: $(VENV)/.dev
-	$(PIP) -e '.[vision,peers]'
+	$(PIP) -e '.[vision,train,peers]'
 	@touch $@
 
 install: $(VENV)/.core

@@ -6,7 +6,6 @@ published network: the width, depth and positions are the user's, and only the m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -20,11 +19,10 @@ from regard.contract import SequenceMixer, load_strictly
 from regard.layers.mixer_by_name import mixer_by_name
 from regard.metadata import Paper, Variant
 from regard.models.language.base import LanguageModel, ModelState
-from regard.ops.visibility import run_starts
+from regard.ops.absolute_positions import sinusoids, token_positions
 from regard.registry import register
 
 Positions = Literal["none", "sinusoidal"]
-WAVELENGTH = 10000.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +149,7 @@ class Decoder(LanguageModel):
     ) -> Float[Tensor, "batch tokens vocab"]:
         """Scores of the token after every token."""
         self.check_tokens(tokens)
-        positions = None
-        if self.config.positions == "sinusoidal":
-            positions = _positions(tokens, mask, segments, start=None)
-        x = self._embed(tokens, positions)
+        x = self._embed(tokens, mask, segments, start=None)
         for block in self._blocks():
             if self.config.checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, mask, segments, use_reentrant=False)
@@ -175,10 +170,7 @@ class Decoder(LanguageModel):
     ) -> tuple[Float[Tensor, "batch tokens vocab"], ModelState]:
         """Scores after tokens that follow those in `state`."""
         self.check_tokens(tokens)
-        positions = None
-        if self.config.positions == "sinusoidal":
-            positions = _positions(tokens, mask, None, start=state[0].position)
-        x, after = self._embed(tokens, positions), []
+        x, after = self._embed(tokens, mask, None, start=state[0].position), []
         for block, before in zip(self._blocks(), state, strict=True):
             x, layer_state = block.step(x, before, mask)
             after.append(layer_state)
@@ -191,25 +183,9 @@ class Decoder(LanguageModel):
     def _blocks(self) -> list[_Block]:
         return [block for block in self.blocks if isinstance(block, _Block)]
 
-    def _embed(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
+    def _embed(self, tokens: Tensor, mask: Tensor | None, segments: Tensor | None, *, start: Tensor | None) -> Tensor:
         x = self.embedding(tokens)
-        if positions is not None:
-            x = x + _sinusoids(positions, self.config.dim).to(x.dtype)
+        if self.config.positions == "sinusoidal":
+            positions = token_positions(tokens, mask=mask, segments=segments, start=start)
+            x = x + sinusoids(positions, self.config.dim).to(x.dtype)
         return self.dropout(x)
-
-
-def _positions(tokens: Tensor, mask: Tensor | None, segments: Tensor | None, *, start: Tensor | None) -> Tensor:
-    """The number of real tokens before each; it starts anew where a segment starts."""
-    if segments is not None:
-        count = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        return count - run_starts(segments)
-    real = torch.ones_like(tokens) if mask is None else mask.to(tokens.dtype)
-    count = (real.cumsum(dim=1) - 1).clamp_min(0)
-    return count if start is None else count + start[:, None]
-
-
-def _sinusoids(positions: Tensor, dim: int) -> Tensor:
-    half = (dim + 1) // 2
-    rates = torch.exp(torch.arange(half, device=positions.device) * (-math.log(WAVELENGTH) / half))
-    angles = positions[..., None] * rates
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)[..., :dim]
