@@ -8,7 +8,7 @@ JOBS ?= 2
 .PHONY: help install demo test slow lint docs bench index clean
 
 help:
-	@echo "make install  install regard and its core dependencies into $(VENV)"
+	@echo "make install  install regard and what its commands need into $(VENV)"
 	@echo "make demo     race all sequence mechanisms on the Python standard library's sources (about 5 minutes)"
 	@echo "make test     the default tests"
 	@echo "make slow     the long tests"
@@ -23,7 +23,7 @@ $(BIN)/python:
 
 $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing regard into $(VENV): PyTorch is large, this takes a few minutes the first time"
-	$(PIP) -e .
+	$(PIP) -e '.[train]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python

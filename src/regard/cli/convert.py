@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regard.cli.errors import UserError
+from regard.cli.errors import UserError, need
 from regard.files import write_atomically
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def run(
     """
     import sys
 
+    need("lightning", extra="train", command="convert")
     import torch
 
     from regard.cli.console import output

@@ -12,7 +12,16 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
-__all__ = ["EXIT_BROKEN_PIPE", "EXIT_INTERRUPTED", "EXIT_USAGE", "UserError", "creating", "one_line", "writable_file"]
+__all__ = [
+    "EXIT_BROKEN_PIPE",
+    "EXIT_INTERRUPTED",
+    "EXIT_USAGE",
+    "UserError",
+    "creating",
+    "need",
+    "one_line",
+    "writable_file",
+]
 
 
 def one_line(message: str) -> str:
@@ -31,6 +40,18 @@ def creating() -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
+
+
+def need(module: str, *, extra: str, command: str) -> None:
+    """Refuse to go on without a library that an optional part of the installation brings.
+
+    Raises:
+        UserError: it is not installed; the message says how to install it.
+    """
+    from importlib.util import find_spec
+
+    if find_spec(module) is None:
+        raise UserError(f"regard {command} needs {module}: pip install 'regard[{extra}]'")
 
 
 def writable_file(path: Path | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ EXAMPLES = """
 """
 
 REPORT = "report.html"
+LEADERS_FOLDER = "REGARD_LEADERS_FOLDER"
+"""Set for the processes that Lightning starts, by this same command line, when several train together."""
 
 
 def run(
@@ -76,6 +80,9 @@ def run(
         dry_run: show the plan (data, network, settings, parameters) and stop.
         import_: a module, or a Python file, that registers systems of its own.
     """
+    from regard.cli.errors import need
+
+    need("lightning", extra="train", command="train")
     from regard.tasks import runs
     from regard.tasks.fit import Hardware
 
@@ -93,22 +100,25 @@ def run(
         "seed": seed,
     }
     given = {"system": system, "task": task, "data": data, "settings": runs.split_settings(set_)}
+    leader = os.environ.get(LEADERS_FOLDER)
+    out = out if leader is None else Path(leader)
     wishes, folder = _wishes(given, {name: value for name, value in recipe.items() if value is not None}, out, resume)
     if not dry_run and folder is not None:
-        runs.claim_folder(folder, resume=resume)
+        runs.claim_folder(folder, resume=resume or leader is not None)
     planned = runs.plan(wishes, cache=folder if folder is not None and folder.is_dir() else None)
     from regard.cli.console import output
 
     console = output()
-    _show_plan(planned, console, whole=dry_run)
+    if leader is None:
+        _show_plan(planned, console, whole=dry_run)
     if dry_run:
         return 0
     if folder is None:
         folder = runs.new_folder(wishes.system, planned.task.name)
         runs.claim_folder(folder, resume=False)
-    runs.write_wishes(folder, wishes)
-    import sys
-
+    if leader is None:
+        runs.write_wishes(folder, wishes)
+        os.environ[LEADERS_FOLDER] = str(folder)
     hardware = Hardware(
         accelerator=accelerator,
         devices=int(devices) if devices.isdigit() else devices,
@@ -117,7 +127,10 @@ def run(
         workers=workers,
         progress=sys.stderr.isatty(),
     )
-    return _train(planned, folder, hardware, resume=resume, console=console)
+    try:
+        return _train(planned, folder, hardware, resume=resume, console=console)
+    finally:
+        os.environ.pop(LEADERS_FOLDER, None)
 
 
 def _wishes(given: dict[str, Any], recipe: dict[str, Any], out: Path | None, resume: bool) -> Any:
@@ -192,8 +205,6 @@ def _train(planned: Plan, folder: Path, hardware: Hardware, *, resume: bool, con
 
 
 def _report(planned: Plan, folder: Path, outcome: Outcome, final: Any, extras: Any) -> None:
-    import sys
-
     from regard.report.record import TrainingRecord
     from regard.report.training import write_training_report
     from regard.tasks.logs import read_evaluations, read_steps

@@ -220,10 +220,7 @@ class _Housekeeping(Callback):
             task, module.model, part, module.recipe.batch, rank=trainer.global_rank, world=trainer.world_size
         )
         if trainer.world_size > 1:
-            sums = {
-                name: float(trainer.strategy.reduce(torch.tensor(value, device=module.device), reduce_op="sum"))
-                for name, value in sums.items()
-            }
+            sums = _over_processes(sums)
         metrics = task.summary(sums)
         module.log("validation", metrics[task.metric], prog_bar=True, logger=False)
         if trainer.is_global_zero:
@@ -317,6 +314,14 @@ def fit(
         keeping.seconds_per_step,
         trainer.is_global_zero,
     )
+
+
+def _over_processes(sums: dict[str, float]) -> dict[str, float]:
+    """The sums of all processes together; one that had no batch has none."""
+    gathered: list[dict[str, float]] = [{} for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(gathered, sums)
+    names = {name for part in gathered for name in part}
+    return {name: sum(part.get(name, 0.0) for part in gathered) for name in sorted(names)}
 
 
 def _keep_what_was_done(trainer: lightning.Trainer, module: _Module, keeping: _Housekeeping) -> None:
