@@ -13,6 +13,7 @@ GRADES = {
     "eca": {"exact": 3, "ratio": 2, "scaled": 2, "out of reach": 2},
     "hedgehog": {"exact": 3, "ratio": 1, "out of reach": 3},
     "lightning": {"exact": 2, "ratio": 4, "out of reach": 2},
+    "palm": {"exact": 2, "scaled": 7, "out of reach": 2},
     "softplus": {"exact": 5, "ratio": 2, "out of reach": 1},
     "transnormer": {"exact": 4, "ratio": 3, "scaled": 4, "out of reach": 2},
 }

@@ -15,6 +15,7 @@ from torch import Tensor
 from regard.errors import UserError, describe_exception
 from regard.parity.adapters import AdapterError, Outcome, assemble, find_adapter, parts_of
 from regard.parity.cases import LOSS_WEIGHT, Case, CaseError, find_cases, load_case, system_of
+from regard.parity.rounding import is_rounding, rounding_allowance
 
 SEED = 20261
 
@@ -31,6 +32,7 @@ class CaseResult:
         worst: largest error over tolerance of all compared tensors; at most 1 passes. NaN where nothing was compared.
         worst_name: the tensor that it belongs to.
         problems: what is wrong, a sentence each; empty for a case that passed.
+        settled: tensors whose mismatch was found to be rounding, in float64.
         seconds: how long it took.
     """
 
@@ -41,6 +43,7 @@ class CaseResult:
     worst: float = math.nan
     worst_name: str = ""
     problems: tuple[str, ...] = ()
+    settled: tuple[str, ...] = ()
     seconds: float = 0.0
 
     @property
@@ -59,6 +62,7 @@ class CaseResult:
             "worst_error_over_tolerance": self.worst if math.isfinite(self.worst) else None,
             "worst_tensor": self.worst_name,
             "problems": list(self.problems),
+            "settled_in_float64": list(self.settled),
             "elapsed_s": self.seconds,
         }
 
@@ -154,16 +158,48 @@ class _Comparison:
     def __init__(self, case: Case) -> None:
         self.case = case
         self.compared = 0
-        self.worst, self.worst_name = math.nan, ""
+        self.errors: dict[str, float] = {}
+        self.off: dict[str, tuple[str, Tensor, Tensor]] = {}
+        """Tensors that miss the tolerance: what is wrong, ours, and the reference's."""
+        self.settled: list[str] = []
         self.problems: list[str] = []
 
     def add(self, name: str, ours: Any, expected: Tensor) -> None:
         error, problem = compare_tensors(name, ours, expected, rtol=self.case.rtol, atol=self.case.atol)
         self.compared += 1
-        if math.isnan(self.worst) or error > self.worst:
-            self.worst, self.worst_name = error, name
-        if problem:
+        self.errors[name] = error
+        if problem and math.isfinite(error):
+            self.off[name] = (problem, ours.detach().cpu(), expected)
+        elif problem:
             self.problems.append(problem)
+
+    def settle(self) -> None:
+        """Tell rounding from error among the tensors that miss the tolerance."""
+        if not self.off:
+            return
+        try:
+            exact, allowance = rounding_allowance(self.case, _collect)
+        except Exception as error:
+            # what cannot be settled stays a mismatch
+            self.problems += [problem for problem, _, _ in self.off.values()]
+            self.problems.append(f"cannot be settled in float64: {describe_exception(error)}")
+            return
+        for name, (problem, ours, expected) in self.off.items():
+            tolerance = {"rtol": self.case.rtol, "atol": self.case.atol}
+            if is_rounding(expected, ours, exact[name], allowance[name], **tolerance):
+                self.settled.append(name)
+            else:
+                self.problems.append(problem)
+
+    @property
+    def worst_name(self) -> str:
+        """The tensor with the largest error."""
+        return max(self.errors, key=lambda name: self.errors[name], default="")
+
+    @property
+    def worst(self) -> float:
+        """The largest error over tolerance; NaN where nothing was compared."""
+        return self.errors[self.worst_name] if self.errors else math.nan
 
 
 # --------------------------------------------------------------------------------------------------- one case
@@ -178,6 +214,7 @@ def run_case(case: Case) -> CaseResult:
         outcome = find_adapter(case.system, case.entry)(case)
         _compare_outputs(comparison, outcome)
         _compare_gradients(comparison, outcome)
+        comparison.settle()
         comparison.problems += _unread(case)
     except AdapterError as error:
         comparison.problems.append(str(error))
@@ -192,8 +229,30 @@ def run_case(case: Case) -> CaseResult:
         worst=comparison.worst,
         worst_name=comparison.worst_name,
         problems=tuple(comparison.problems),
+        settled=tuple(comparison.settled),
         seconds=time.perf_counter() - start,
     )
+
+
+class _Collected(_Comparison):
+    """Keeps what a case gives instead of comparing it."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self.results: dict[str, Tensor] = {}
+
+    def add(self, name: str, ours: Any, expected: Tensor) -> None:
+        self.results[name] = ours.detach().cpu()
+
+
+def _collect(case: Case) -> dict[str, Tensor]:
+    """All outputs and gradients of a case under their names in the file."""
+    torch.manual_seed(SEED)
+    outcome = find_adapter(case.system, case.entry)(case)
+    collected = _Collected(case)
+    _compare_outputs(collected, outcome)
+    _compare_gradients(collected, outcome)
+    return collected.results
 
 
 def _unread(case: Case) -> list[str]:
