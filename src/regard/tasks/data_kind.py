@@ -65,6 +65,6 @@ def _kind_of_table(path: Path) -> str:
         return "forecasting"
     if {"time", "mark"} <= header:
         return "events"
-    if "label" in header and "series" in header:
+    if header & {"label", "class"} and header & {"series", "series_id"}:
         return "series_classification"
     return "forecasting"
