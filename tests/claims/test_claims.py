@@ -11,10 +11,10 @@ CLAIMS = [registered for system in known_systems() for registered in claims_of(s
 GRADES = {
     "aaren": {"exact": 4, "ratio": 3, "out of reach": 1},
     "eca": {"exact": 3, "ratio": 2, "scaled": 2, "out of reach": 2},
-    "hedgehog": {"exact": 3, "ratio": 1, "out of reach": 3},
-    "lightning": {"exact": 2, "ratio": 4, "out of reach": 2},
+    "hedgehog": {"exact": 3, "ratio": 1, "scaled": 3, "out of reach": 3},
+    "lightning": {"exact": 2, "ratio": 4, "scaled": 2, "out of reach": 2},
     "palm": {"exact": 2, "scaled": 7, "out of reach": 2},
-    "softplus": {"exact": 5, "ratio": 2, "out of reach": 1},
+    "softplus": {"exact": 5, "ratio": 2, "scaled": 5, "out of reach": 1},
     "transnormer": {"exact": 4, "ratio": 3, "scaled": 4, "out of reach": 2},
 }
 

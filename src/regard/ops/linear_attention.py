@@ -9,22 +9,26 @@ Papers: "Transformers are RNNs", Katharopoulos et al., ICML 2020, https://arxiv.
 "Lightning Attention-2", Qin et al., 2024, https://arxiv.org/abs/2401.04658, algorithm 1. Compared with
 OpenNLPLab/lightning-attention@d15c3852 `lightning_attn/ops/torch/linear_attention.py` and HazyResearch/lolcats@375df84f
 `src/model/linear_attention/linear_attention.py`. Three forms: `linear_attention_reference` (quadratic),
-`linear_attention_recurrent` (token by token) and `linear_attention` (in blocks, the default everywhere).
+`linear_attention_recurrent` (token by token) and `linear_attention` (in blocks, the default everywhere). On CUDA the
+causal block form runs in the Triton kernels of `regard.ops.triton.lightning` where they can take the inputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from regard.metadata import No
 from regard.ops.linear_blocks import BLOCK, default_block, scan_blocks, scan_macs
 from regard.ops.precision import compute_dtype, product_dtype, without_autocast
 from regard.ops.visibility import run_numbers, visible_keys
 
 StateTensor = Float[Tensor, "batch heads head_dim state_dim"]
+Backend = Literal["auto", "torch", "triton"]
 
 # --------------------------------------------------------------------------------------------------- references
 
@@ -137,6 +141,7 @@ def linear_attention(
     mask: Bool[Tensor, "batch keys"] | None = None,
     segments: Int[Tensor, "batch tokens"] | None = None,
     block_size: int | None = None,
+    backend: Backend = "auto",
 ) -> Float[Tensor, "batch heads queries value_dim"]:
     """Linear attention in linear time and memory; equals `linear_attention_reference`.
 
@@ -151,16 +156,22 @@ def linear_attention(
             results are undefined, but finite.
         segments: packed sequences, which never see each other.
         block_size: tokens in a block of the causal form; None = the fastest.
+        backend: "auto" = the Triton kernels for causal inputs on CUDA that they can take, else PyTorch; "torch" and
+            "triton" force one.
 
     Raises:
-        ValueError: shapes, dtypes, devices, slopes or a block size that do not fit.
+        ValueError: shapes, dtypes, devices, slopes or a block size that do not fit, or, with `backend="triton"`,
+            what the kernels cannot take or a machine without them.
     """
-    block_size = default_block(product_dtype(q)) if block_size is None else block_size
     _check_inputs(q, k, v, slopes=slopes, causal=causal, block_size=block_size)
+    if causal:
+        _check_square(q, k)
+    if _in_kernels(q, causal=causal, packed=segments is not None, block_size=block_size, backend=backend):
+        return _run_kernels(q, k, v, slopes=slopes, normaliser_eps=normaliser_eps, block_size=block_size)[0]
+    block_size = default_block(product_dtype(q)) if block_size is None else block_size
     dtype = q.dtype
     q, k, v = _in_tile_dtype(q, k, v, ones=normaliser_eps is not None)
     if causal:
-        _check_square(q, k)
         runs = None if segments is None else run_numbers(segments)
         sums, _ = scan_blocks(q, k, v, slopes=slopes, runs=runs, block_size=block_size)
         return torch.cat([_finish(block, normaliser_eps) for block in sums], dim=2).to(dtype)
@@ -184,6 +195,7 @@ def linear_attention_with_state(
     normaliser_eps: float | None = None,
     mask: Bool[Tensor, "batch tokens"] | None = None,
     block_size: int | None = None,
+    backend: Backend = "auto",
 ) -> tuple[Float[Tensor, "batch heads tokens value_dim"], StateTensor]:
     """Causal linear attention of tokens that follow those in `state`, and the state after them.
 
@@ -197,15 +209,21 @@ def linear_attention_with_state(
         normaliser_eps: added to the sum of each row's weights; None = no normaliser.
         mask: True on the prefix of each row that is real; the rest leaves the state as it is.
         block_size: tokens in a block; None = the fastest.
+        backend: as for `linear_attention`.
 
     Raises:
-        ValueError: shapes, dtypes, devices, slopes, a state or a block size that do not fit.
+        ValueError: shapes, dtypes, devices, slopes, a state or a block size that do not fit, or, with
+            `backend="triton"`, what the kernels cannot take or a machine without them.
     """
-    block_size = default_block(product_dtype(q)) if block_size is None else block_size
     _check_inputs(q, k, v, slopes=slopes, causal=True, block_size=block_size)
     _check_square(q, k)
     if state is not None:
         _check_state(state, q, v, normalised=normaliser_eps is not None)
+    if _in_kernels(q, causal=True, packed=False, block_size=block_size, backend=backend):
+        return _run_kernels(
+            q, k, v, slopes=slopes, normaliser_eps=normaliser_eps, block_size=block_size, mask=mask, state=state
+        )
+    block_size = default_block(product_dtype(q)) if block_size is None else block_size
     dtype = q.dtype
     q, k, v = _in_tile_dtype(q, k, v, ones=normaliser_eps is not None)
     sums, after = scan_blocks(
@@ -274,6 +292,50 @@ def linear_attention_macs(
 # --------------------------------------------------------------------------------------------------- inside
 
 
+def _in_kernels(q: Tensor, *, causal: bool, packed: bool, block_size: int | None, backend: Backend) -> bool:
+    """Whether the Triton kernels take these inputs; nothing of Triton is imported for tensors on the CPU."""
+    if backend == "torch" or (backend == "auto" and q.device.type != "cuda"):
+        return False
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
+    from regard.ops.triton import available
+
+    can = available(q.device)
+    if isinstance(can, No):
+        reason: str | None = can.reason
+    elif not causal or packed:
+        reason = "the kernels are causal and take no segments"
+    else:
+        from regard.ops.triton.lightning import refusal
+
+        reason = refusal(q, block_size=block_size)
+    if reason is not None and backend == "triton":
+        raise ValueError(f"backend='triton' was asked for, but {reason}")
+    return reason is None
+
+
+def _run_kernels(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    slopes: Sequence[float] | None,
+    normaliser_eps: float | None,
+    block_size: int | None,
+    mask: Tensor | None = None,
+    state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sums that are still to be divided are kept in float32."""
+    from regard.ops.triton.lightning import BLOCK as KERNEL_BLOCK
+    from regard.ops.triton.lightning import lightning_operator
+
+    normalised = normaliser_eps is not None
+    lengths = None if mask is None else mask.sum(dim=1)
+    values = _with_ones(v) if normalised else v
+    sums, after = lightning_operator(q, k, values, slopes, state, lengths, block_size or KERNEL_BLOCK, normalised)
+    return _finish(sums, normaliser_eps).to(q.dtype), after
+
+
 def _in_tile_dtype(q: Tensor, k: Tensor, v: Tensor, *, ones: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs as the tiles take them."""
     dtype = product_dtype(q)
@@ -302,7 +364,7 @@ def _sum_of_own_run(q: Tensor, k: Tensor, v: Tensor, runs: Tensor, block_size: i
 
 
 def _check_inputs(
-    q: Tensor, k: Tensor, v: Tensor, *, slopes: Sequence[float] | None, causal: bool, block_size: int = 1
+    q: Tensor, k: Tensor, v: Tensor, *, slopes: Sequence[float] | None, causal: bool, block_size: int | None = None
 ) -> None:
     if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3]:
         raise ValueError(
@@ -315,7 +377,7 @@ def _check_inputs(
         raise ValueError(f"q, k, v must have one floating-point dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
     if not (q.device == k.device == v.device):
         raise ValueError(f"q, k, v must be on one device, got {q.device}, {k.device}, {v.device}")
-    if block_size < 1:
+    if block_size is not None and block_size < 1:
         raise ValueError(f"block_size must be positive, got {block_size}")
     if slopes is None:
         return
