@@ -210,7 +210,9 @@ def test_the_gradient_reaches_every_parameter(changes):
     model = made(**changes)
     model(torch.arange(23).reshape(1, 23)).square().mean().backward()
     inert = {
-        f"blocks.{layer}.mixer.{name}" for layer, mixer in enumerate(model.mixers()) for name in mixer.inert_parameters()
+        f"blocks.{layer}.mixer.{name}"
+        for layer, mixer in enumerate(model.mixers())
+        for name in mixer.inert_parameters()
     }
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name

@@ -10,15 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from regard.contract import SequenceMixer, load_strictly
+from regard.contract import load_strictly
 from regard.layers.mixer_by_name import mixer_by_name
 from regard.metadata import Paper, Variant
-from regard.models.language.base import LanguageModel, ModelState
+from regard.models.language.stack import LanguageBlock, StackedLanguageModel
 from regard.ops.absolute_positions import sinusoids, token_positions
 from regard.registry import register
 
@@ -69,33 +67,25 @@ class DecoderConfig:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 
 
-class _Block(nn.Module):
-    def __init__(self, config: DecoderConfig, layer: int) -> None:
-        super().__init__()
-        dim, hidden = config.dim, config.hidden or 4 * config.dim
-        self.mixer_norm = nn.LayerNorm(dim)
-        self.mixer = mixer_by_name(
-            config.mixer,
-            dim=dim,
-            num_heads=config.num_heads,
-            causal=True,
-            layer_idx=layer,
-            num_layers=config.num_layers,
-            rotary=config.rotary,
-            options=config.mixer_options,
-        )
-        self.mlp_norm = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x: Tensor, mask: Tensor | None, segments: Tensor | None) -> Tensor:
-        x = x + self.dropout(self.mixer(self.mixer_norm(x), mask=mask, segments=segments))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
-
-    def step(self, x: Tensor, state: Any, mask: Tensor | None) -> tuple[Tensor, Any]:
-        mixed, state = self.mixer.step(self.mixer_norm(x), state, mask=mask)
-        x = x + self.dropout(mixed)
-        return x + self.dropout(self.mlp(self.mlp_norm(x))), state
+def _block(config: DecoderConfig, layer: int) -> LanguageBlock:
+    dim, hidden = config.dim, config.hidden or 4 * config.dim
+    mixer = mixer_by_name(
+        config.mixer,
+        dim=dim,
+        num_heads=config.num_heads,
+        causal=True,
+        layer_idx=layer,
+        num_layers=config.num_layers,
+        rotary=config.rotary,
+        options=config.mixer_options,
+    )
+    return LanguageBlock(
+        mixer_norm=nn.LayerNorm(dim),
+        mixer=mixer,
+        mlp_norm=nn.LayerNorm(dim),
+        mlp=nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)),
+        dropout=config.dropout,
+    )
 
 
 @register(
@@ -110,7 +100,7 @@ class _Block(nn.Module):
         where="the decoder without cross-attention, pre-norm",
     ),
 )
-class Decoder(LanguageModel):
+class Decoder(StackedLanguageModel):
     """A decoder-only language model whose mixer is any registered causal mechanism.
 
     Args:
@@ -125,67 +115,23 @@ class Decoder(LanguageModel):
     VARIANTS: ClassVar[dict[str, Variant]] = {"decoder_small": Variant(config=SMALL)}
 
     def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(_Block(config, layer) for layer in range(config.num_layers))
-        self.norm = nn.LayerNorm(config.dim)
-        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
-        nn.init.normal_(self.embedding.weight, std=config.dim**-0.5 if config.tied else 1.0)
-        if config.tied:
-            self.head.weight = self.embedding.weight
+        blocks = [_block(config, layer) for layer in range(config.num_layers)]
+        super().__init__(config, blocks, nn.LayerNorm(config.dim))
 
-    def mixers(self) -> list[SequenceMixer]:
-        """The mechanism of every layer."""
-        return [block.mixer for block in self._blocks()]
-
-    def forward(
+    def embed(
         self,
         tokens: Int[Tensor, "batch tokens"],
-        *,
-        mask: Bool[Tensor, "batch tokens"] | None = None,
-        segments: Int[Tensor, "batch tokens"] | None = None,
-    ) -> Float[Tensor, "batch tokens vocab"]:
-        """Scores of the token after every token."""
-        self.check_tokens(tokens)
-        x = self._embed(tokens, mask, segments, start=None)
-        for block in self._blocks():
-            if self.config.checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, mask, segments, use_reentrant=False)
-            else:
-                x = block(x, mask, segments)
-        return self.head(self.norm(x))
-
-    def init_state(self, batch: int, *, max_len: int | None = None) -> ModelState:
-        """One empty state per layer."""
-        return tuple(mixer.init_state(batch, max_len=max_len) for mixer in self.mixers())
-
-    def step(
-        self,
-        tokens: Int[Tensor, "batch tokens"],
-        state: ModelState,
-        *,
-        mask: Bool[Tensor, "batch tokens"] | None = None,
-    ) -> tuple[Float[Tensor, "batch tokens vocab"], ModelState]:
-        """Scores after tokens that follow those in `state`."""
-        self.check_tokens(tokens)
-        x, after = self._embed(tokens, mask, None, start=state[0].position), []
-        for block, before in zip(self._blocks(), state, strict=True):
-            x, layer_state = block.step(x, before, mask)
-            after.append(layer_state)
-        return self.head(self.norm(x)), tuple(after)
-
-    def load_reference(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Load our own layout, strictly: no authors' checkpoint exists."""
-        load_strictly(self, state_dict)
-
-    def _blocks(self) -> list[_Block]:
-        return [block for block in self.blocks if isinstance(block, _Block)]
-
-    def _embed(self, tokens: Tensor, mask: Tensor | None, segments: Tensor | None, *, start: Tensor | None) -> Tensor:
+        mask: Bool[Tensor, "batch tokens"] | None,
+        segments: Int[Tensor, "batch tokens"] | None,
+        start: Int[Tensor, " batch"] | None,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Embeddings, with sinusoidal positions where the config has them."""
         x = self.embedding(tokens)
         if self.config.positions == "sinusoidal":
             positions = token_positions(tokens, mask=mask, segments=segments, start=start)
             x = x + sinusoids(positions, self.config.dim).to(x.dtype)
-        return self.dropout(x)
+        return x
+
+    def load_reference(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Load our own layout, strictly: no authors' checkpoint exists."""
+        load_strictly(self, state_dict)

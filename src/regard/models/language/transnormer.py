@@ -17,14 +17,12 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from regard.contract import SequenceMixer, load_strictly
+from regard.contract import load_strictly
 from regard.layers.gated_feed_forward import SGLU, GateActivation
 from regard.layers.norms import NormName, norm_by_name
 from regard.metadata import Reported, Variant
@@ -35,7 +33,7 @@ from regard.mixers.sequence.transnormer import (
     NormLinearAttention,
     rename_reference,
 )
-from regard.models.language.base import LanguageModel, ModelState
+from regard.models.language.stack import LanguageBlock, StackedLanguageModel
 from regard.ops.absolute_positions import sinusoids, token_positions
 from regard.ops.heads import head_width
 from regard.registry import register
@@ -129,35 +127,27 @@ class TransNormerConfig:
         return "none" if self.positions in ("lrpe", "sinusoidal") else self.decay
 
 
-class _Block(nn.Module):
-    def __init__(self, config: TransNormerConfig, layer: int) -> None:
-        super().__init__()
-        self.mixer_norm = norm_by_name(config.norm, config.dim)
-        self.mixer = NormLinearAttention(
-            config.dim,
-            num_heads=config.num_heads,
-            layer_idx=layer,
-            num_layers=config.num_layers,
-            lrpe=config.has_lrpe(layer),
-            decay=config.decay_of_layers(),
-            activation=config.activation,
-            norm=config.norm,
-            gate=config.gate,
-            bias=config.bias,
-        )
-        self.mlp_norm = norm_by_name(config.norm, config.dim)
-        hidden = config.hidden or max(1, 11 * config.dim // 4)
-        self.mlp = SGLU(config.dim, hidden, activation=config.glu_activation, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x: Tensor, mask: Tensor | None, segments: Tensor | None) -> Tensor:
-        x = x + self.dropout(self.mixer(self.mixer_norm(x), mask=mask, segments=segments))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
-
-    def step(self, x: Tensor, state: Any, mask: Tensor | None) -> tuple[Tensor, Any]:
-        mixed, state = self.mixer.step(self.mixer_norm(x), state, mask=mask)
-        x = x + self.dropout(mixed)
-        return x + self.dropout(self.mlp(self.mlp_norm(x))), state
+def _block(config: TransNormerConfig, layer: int) -> LanguageBlock:
+    mixer = NormLinearAttention(
+        config.dim,
+        num_heads=config.num_heads,
+        layer_idx=layer,
+        num_layers=config.num_layers,
+        lrpe=config.has_lrpe(layer),
+        decay=config.decay_of_layers(),
+        activation=config.activation,
+        norm=config.norm,
+        gate=config.gate,
+        bias=config.bias,
+    )
+    hidden = config.hidden or max(1, 11 * config.dim // 4)
+    return LanguageBlock(
+        mixer_norm=norm_by_name(config.norm, config.dim),
+        mixer=mixer,
+        mlp_norm=norm_by_name(config.norm, config.dim),
+        mlp=SGLU(config.dim, hidden, activation=config.glu_activation, bias=config.bias),
+        dropout=config.dropout,
+    )
 
 
 def _published(params: int, *, dim: int, num_layers: int, num_heads: int, hidden: int) -> Variant:
@@ -178,7 +168,7 @@ _WIKITEXT = Variant(
 
 
 @register(name="transnormer_lm", system="transnormer", paper=TRANSNORMER_PAPER)
-class TransNormerLM(LanguageModel):
+class TransNormerLM(StackedLanguageModel):
     """TransNormerLLM: a language model on linear attention, with a state of constant size.
 
     x <- x + attention(norm(x)), x <- x + SGLU(norm(x)) in every layer, a final norm, a head without bias.
@@ -202,15 +192,8 @@ class TransNormerLM(LanguageModel):
     }
 
     def __init__(self, config: TransNormerConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(_Block(config, layer) for layer in range(config.num_layers))
-        self.norm = norm_by_name(config.norm, config.dim)
-        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
-        if config.tied:
-            self.head.weight = self.embedding.weight
+        blocks = [_block(config, layer) for layer in range(config.num_layers)]
+        super().__init__(config, blocks, norm_by_name(config.norm, config.dim))
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
@@ -219,53 +202,21 @@ class TransNormerLM(LanguageModel):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    def mixers(self) -> list[SequenceMixer]:
-        """The mechanism of every layer."""
-        return [block.mixer for block in self._blocks()]
-
-    def features(
+    def embed(
         self,
         tokens: Int[Tensor, "batch tokens"],
-        *,
-        mask: Bool[Tensor, "batch tokens"] | None = None,
-        segments: Int[Tensor, "batch tokens"] | None = None,
+        mask: Bool[Tensor, "batch tokens"] | None,
+        segments: Int[Tensor, "batch tokens"] | None,
+        start: Int[Tensor, " batch"] | None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        """What the head reads: the last layer's output, normalised; arguments as for `forward`."""
-        self.check_tokens(tokens)
-        x = self._embed(tokens, mask, segments, start=None)
-        recompute = self.config.checkpointing and self.training and torch.is_grad_enabled()
-        for block in self._blocks():
-            x = checkpoint(block, x, mask, segments, use_reentrant=False) if recompute else block(x, mask, segments)
-        return self.norm(x)
-
-    def forward(
-        self,
-        tokens: Int[Tensor, "batch tokens"],
-        *,
-        mask: Bool[Tensor, "batch tokens"] | None = None,
-        segments: Int[Tensor, "batch tokens"] | None = None,
-    ) -> Float[Tensor, "batch tokens vocab"]:
-        """Scores of the token after every token."""
-        return self.head(self.features(tokens, mask=mask, segments=segments))
-
-    def init_state(self, batch: int, *, max_len: int | None = None) -> ModelState:
-        """One empty state per layer, of constant size."""
-        return tuple(mixer.init_state(batch, max_len=max_len) for mixer in self.mixers())
-
-    def step(
-        self,
-        tokens: Int[Tensor, "batch tokens"],
-        state: ModelState,
-        *,
-        mask: Bool[Tensor, "batch tokens"] | None = None,
-    ) -> tuple[Float[Tensor, "batch tokens vocab"], ModelState]:
-        """Scores after tokens that follow those in `state`."""
-        self.check_tokens(tokens)
-        x, after = self._embed(tokens, mask, None, start=state[0].position), []
-        for block, before in zip(self._blocks(), state, strict=True):
-            x, layer_state = block.step(x, before, mask)
-            after.append(layer_state)
-        return self.head(self.norm(x)), tuple(after)
+        """Embeddings times sqrt(dim), with sinusoidal positions where the config has them."""
+        x = self.embedding(tokens)
+        if self.config.scale_embedding:
+            x = x * math.sqrt(self.config.dim)
+        if self.config.positions == "sinusoidal":
+            positions = token_positions(tokens, mask=mask, segments=segments, start=start)
+            x = x + sinusoids(positions, self.config.dim).to(x.dtype)
+        return x
 
     def load_reference(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load the authors' layout, that of their files for `transformers`.
@@ -277,18 +228,6 @@ class TransNormerLM(LanguageModel):
         if self.config.tied:
             raise ValueError("the authors' layout has a head of its own: build the network with tied=False")
         load_strictly(self, _own_layout(state_dict, gate=self.config.gate))
-
-    def _blocks(self) -> list[_Block]:
-        return [block for block in self.blocks if isinstance(block, _Block)]
-
-    def _embed(self, tokens: Tensor, mask: Tensor | None, segments: Tensor | None, *, start: Tensor | None) -> Tensor:
-        x = self.embedding(tokens)
-        if self.config.scale_embedding:
-            x = x * math.sqrt(self.config.dim)
-        if self.config.positions == "sinusoidal":
-            positions = token_positions(tokens, mask=mask, segments=segments, start=start)
-            x = x + sinusoids(positions, self.config.dim).to(x.dtype)
-        return self.dropout(x)
 
 
 def _own_layout(state_dict: Mapping[str, Tensor], *, gate: bool) -> dict[str, Tensor]:
