@@ -205,6 +205,9 @@ def create(name: str, **options: Any) -> Any:
     if variants is None:
         _refuse_unknown_options(name, options, list(inspect.signature(cls).parameters))
         return cls(**options)
-    chosen = variants[name] if name in variants else next(iter(variants.values()))
-    _refuse_unknown_options(name, options, [item.name for item in fields(chosen.config)])
-    return cls(replace(chosen.config, **options))
+    if name in variants:
+        config = variants[name].config
+    else:
+        config = next(iter(variants.values())).config if variants else cls.SMALL  # type: ignore[attr-defined]
+    _refuse_unknown_options(name, options, [item.name for item in fields(config)])
+    return cls(replace(config, **options))

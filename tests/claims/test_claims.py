@@ -9,10 +9,11 @@ from regard.claims.runner import run_claim
 
 CLAIMS = [registered for system in known_systems() for registered in claims_of(system)]
 GRADES = {
-    "aaren": {"exact": 4, "ratio": 3, "out of reach": 1},
+    "aaren": {"exact": 4, "ratio": 3, "scaled": 4, "out of reach": 1},
     "eca": {"exact": 3, "ratio": 2, "scaled": 2, "out of reach": 2},
     "hedgehog": {"exact": 3, "ratio": 1, "scaled": 3, "out of reach": 3},
     "lightning": {"exact": 2, "ratio": 4, "scaled": 2, "out of reach": 2},
+    "ninformer": {"exact": 3, "ratio": 1, "scaled": 2, "out of reach": 1},
     "palm": {"exact": 2, "scaled": 7, "out of reach": 2},
     "softplus": {"exact": 5, "ratio": 2, "scaled": 5, "out of reach": 1},
     "transnormer": {"exact": 4, "ratio": 3, "scaled": 4, "out of reach": 2},
