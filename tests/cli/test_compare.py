@@ -198,11 +198,11 @@ def test_the_plan_shows_rows_parameters_and_minutes(regard, text):
 def test_the_help_states_the_defaults_that_hold(regard):
     ran = regard("compare", "--help")
     words = " ".join(ran.out.split())
-    text, image = DEFAULTS["text"], DEFAULTS["image"]
+    text, image, series = (DEFAULTS[task] for task in ("text", "image", "series"))
     for option, default in {
-        "steps": f"{text['steps']}",
-        "train length": f"{text['train_length']}",
-        "batch": f"{text['batch']}, for images {image['batch']}",
+        "steps": f"{text['steps']}, for series {series['steps']}",
+        "train length": f"{text['train_length']}, for series {series['train_length']}",
+        "batch": f"{text['batch']}, for images and series {image['batch']}",
         "seeds": f"{SHARED_DEFAULTS['seeds']}",
         "dim": f"{SHARED_DEFAULTS['dim']}",
         "lengths": f"{min(text['lengths'])} to {max(text['lengths'])}, for images "
@@ -210,6 +210,7 @@ def test_the_help_states_the_defaults_that_hold(regard):
     }.items():
         assert f"(default {default})" in words, option
     assert text["steps"] == image["steps"]
+    assert (series["batch"], series["lengths"]) == (image["batch"], text["lengths"])
     assert "--import IMPORT " in words
 
 

@@ -20,7 +20,7 @@ def run_example(name: str, folder: Path) -> str:
 
 
 def test_every_example_is_run_here() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"choose.py", "use.py", "trust.py", "see.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"choose.py", "use.py", "trust.py", "see.py", "train.py"}
 
 
 def test_use(tmp_path: Path) -> None:
@@ -38,6 +38,14 @@ def test_trust(tmp_path: Path) -> None:
 def test_see(tmp_path: Path) -> None:
     run_example("see.py", tmp_path)
     assert (tmp_path / "attention_maps.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_train(tmp_path: Path) -> None:
+    lines = run_example("train.py", tmp_path).splitlines()
+    assert lines[1].startswith("all steps done")
+    # an untrained network has 8 bits per byte
+    assert float(lines[2].removeprefix("bits per byte: ")) < 5.5
+    assert lines[3].startswith("generated: 'def ")
 
 
 @pytest.mark.slow

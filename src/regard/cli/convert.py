@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from regard.models.language.decoder import Decoder
     from regard.tasks.fit import Hardware
     from regard.tasks.language import Language
+    from regard.tasks.recipe import Recipe
     from regard.training.conversion import Stage
 
 EXAMPLES = """
@@ -78,24 +79,41 @@ def run(
     from regard.training.conversion import swap
 
     entry_of(to)
-    if transfer_steps < 0 or finetune_steps < 0:
-        raise UserError("--transfer-steps and --finetune-steps must not be negative")
+    recipes = {
+        "distilled": _recipe("transfer", transfer_steps, transfer_rate, batch, seed),
+        "finetuned": _recipe("finetune", finetune_steps, finetune_rate, batch, seed),
+    }
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    if out.resolve() == folder.resolve():
+        raise UserError(f"--out {out} holds the network that is to be converted: name another folder")
     loaded = checkpoints.load(checkpoint)
     if not isinstance(loaded.task, Language) or not isinstance(loaded.model, Decoder):
         raise UserError(f"{checkpoint} is no language model of regard train softmax: it holds {loaded.header.model}")
     torch.manual_seed(seed)
     student = swap(loaded.model, to, _options(to, set_))
-    runs.claim_folder(out, resume=resume)
     path = data if data is not None else data_of_run(checkpoint)
-    loaded.task.read(None if path is None else Path(path), cache=out)
+    with runs.claimed(out, resume=resume):
+        loaded.task.read(None if path is None else Path(path), cache=out)
     console = output()
     console.print(f"data: {loaded.task.described}", soft_wrap=True)
     hardware = Hardware(accelerator=accelerator, progress=sys.stderr.isatty())
-    recipes = {
-        "distilled": {"steps": transfer_steps, "learning_rate": transfer_rate, "batch": batch, "seed": seed},
-        "finetuned": {"steps": finetune_steps, "learning_rate": finetune_rate, "batch": batch, "seed": seed},
-    }
-    return _convert(loaded.task, loaded.model, student, recipes, out, hardware, resume, console)
+    try:
+        return _convert(loaded.task, loaded.model, student, recipes, out, hardware, resume, console)
+    except OSError as error:
+        raise UserError(f"cannot write in {out}: {error.strerror or error}") from None
+
+
+def _recipe(stage: str, steps: int, rate: float, batch: int, seed: int) -> Recipe | None:
+    """How a stage is trained; None where it is left out."""
+    from regard.tasks.recipe import Recipe
+
+    if steps < 0:
+        raise UserError(f"--{stage}-steps must not be negative, got {steps}")
+    try:
+        recipe = Recipe(steps=max(1, steps), learning_rate=rate, batch=batch, seed=seed, weight_decay=0.0)
+    except ValueError as error:
+        raise UserError(f"{stage}: {error}") from None
+    return recipe if steps else None
 
 
 def _options(mechanism: str, text: str | None) -> dict[str, Any]:
@@ -103,13 +121,17 @@ def _options(mechanism: str, text: str | None) -> dict[str, Any]:
 
     from regard.registry import get_class
     from regard.tasks.runs import split_settings
+    from regard.training.conversion import convertible
 
     cls: Any = get_class(mechanism)
-    accepted = list(inspect.signature(getattr(cls, "from_softmax", cls)).parameters)
+    if not convertible(mechanism):
+        # `swap` says what is the matter
+        return {}
+    accepted = list(inspect.signature(cls.from_softmax).parameters)[1:]
     options: dict[str, Any] = {}
     for name, value in split_settings(text).items():
         if name not in accepted:
-            raise UserError(f"{mechanism} takes over softmax with {', '.join(accepted[1:])}, not with {name!r}")
+            raise UserError(f"{mechanism} takes over softmax with {', '.join(accepted)}, not with {name!r}")
         try:
             options[name] = json.loads(value)
         except ValueError:
@@ -121,7 +143,7 @@ def _convert(
     task: Language,
     teacher: Decoder,
     student: Decoder,
-    recipes: dict[str, dict[str, Any]],
+    recipes: dict[str, Recipe | None],
     out: Path,
     hardware: Hardware,
     resume: bool,
@@ -140,16 +162,14 @@ def _convert(
     judge("teacher", teacher)
     judge("swapped", student)
     train_mixers_alone(student)
-    if recipes["distilled"]["steps"]:
-        student = _fit(
-            AttentionTransfer(task, teacher), student, recipes["distilled"], out / "transfer", hardware, resume
-        )
+    if (recipe := recipes["distilled"]) is not None:
+        student = _fit(AttentionTransfer(task, teacher), student, recipe, out / "transfer", hardware, resume)
         judge("distilled", student)
     student.requires_grad_(True)
-    if recipes["finetuned"]["steps"]:
+    if (recipe := recipes["finetuned"]) is not None:
         weight = TEACHER_WEIGHT.get(student.config.mixer, 0.0)
         taught = TaughtLanguage(task, teacher, weight)
-        student = _fit(taught, student, recipes["finetuned"], out / "finetune", hardware, resume)
+        student = _fit(taught, student, recipe, out / "finetune", hardware, resume)
         judge("finetuned", student)
     header = checkpoints.header_of(task, "decoder_lm", student.config, metrics=stages[-1].metrics)
     checkpoints.save(out / "model.safetensors", header, student.state_dict())
@@ -169,25 +189,18 @@ def _line(stage: Stage, first: Stage) -> str:
     )
 
 
-def _fit(
-    task: Language, network: Decoder, recipe: dict[str, Any], folder: Path, hardware: Hardware, resume: bool
-) -> Decoder:
+def _fit(task: Language, network: Decoder, recipe: Recipe, folder: Path, hardware: Hardware, resume: bool) -> Decoder:
     from regard.models.language.decoder import Decoder
     from regard.tasks import checkpoint as checkpoints
     from regard.tasks.fit import BEST, fit
-    from regard.tasks.recipe import Recipe
 
     folder.mkdir(exist_ok=True)
-    try:
-        planned = Recipe(weight_decay=0.0, **recipe)
-    except ValueError as error:
-        raise UserError(str(error)) from None
     fit(
         task,
         network,
         model_name="decoder_lm",
         config=network.config,
-        recipe=planned,
+        recipe=recipe,
         folder=folder,
         hardware=hardware,
         resume=resume,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -48,20 +49,23 @@ def run(
     from regard.tasks.outcome import in_words, measure, parts_of
 
     writable_file(json)
+    if batch < 1:
+        raise UserError(f"--batch must be at least 1, got {batch}")
     loaded = checkpoints.load(checkpoint)
     task, model = loaded.task, loaded.model.to(chosen_device(device))
     path = data if data is not None else data_of_run(checkpoint)
-    task.read(None if path is None else Path(path))
-    if part is not None and part not in task.parts():
-        raise UserError(f"--part must be one of {', '.join(task.parts())}, got {part}")
-    parts = [part] if part is not None else parts_of(task)
     console = output()
-    console.print(f"data: {task.described}", soft_wrap=True)
-    for note in task.notes:
-        console.print(f"note: {note}", soft_wrap=True)
-    with progress().status("evaluating"):
-        metrics = measure(task, model, batch, parts)
-        extras = task.extras(model, parts[0])
+    with tempfile.TemporaryDirectory(prefix="regard-evaluate-") as cache:
+        task.read(None if path is None else Path(path), cache=Path(cache))
+        if part is not None and part not in task.parts():
+            raise UserError(f"--part must be one of {', '.join(task.parts())}, got {part}")
+        parts = [part] if part is not None else parts_of(task)
+        console.print(f"data: {task.described}", soft_wrap=True)
+        for note in task.notes:
+            console.print(f"note: {note}", soft_wrap=True)
+        with progress().status("evaluating"):
+            metrics = measure(task, model, batch, parts)
+            extras = task.extras(model, parts[0])
     for name, values in metrics.items():
         console.print(f"{name}: {in_words(values)}")
     _print_tables(extras, console)

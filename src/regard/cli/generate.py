@@ -86,6 +86,10 @@ def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
             raise UserError(f"cannot read {shown(prompt_file)}: {shown(str(error))}") from None
     if not prompt:
         raise UserError("the prompt is empty: give at least one character")
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError("the prompt is not UTF-8 text") from None
     return prompt
 
 
@@ -99,14 +103,21 @@ def _stream(task: Language, model: LanguageModel, text: str, tokens: int, sampli
 
     tokenizer = task.tokenizer
     assert tokenizer is not None
-    ids = torch.tensor(tokenizer.encode(text))
+    ids = torch.tensor(tokenizer.encode(text), dtype=torch.int64)
+    if not len(ids):
+        raise UserError("the network's tokenizer makes no token of the prompt")
     begin = time.monotonic()
     sys.stdout.write(text)
     made = generate(model, ids, count=tokens, sampling=sampling, with_state=with_state)
-    for piece in tokenizer.stream(made):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+    try:
+        for piece in tokenizer.stream(made):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    except ValueError as error:
+        # more tokens than a network has positions for
+        raise UserError(str(error)) from None
+    finally:
+        sys.stdout.write("\n")
     per_token = (time.monotonic() - begin) / tokens
     told = f"{1000 * per_token:.1f} ms per token"
     if with_state:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,19 +104,18 @@ def run(
     leader = os.environ.get(LEADERS_FOLDER)
     out = out if leader is None else Path(leader)
     wishes, folder = _wishes(given, {name: value for name, value in recipe.items() if value is not None}, out, resume)
-    if not dry_run and folder is not None:
-        runs.claim_folder(folder, resume=resume or leader is not None)
-    planned = runs.plan(wishes, cache=folder if folder is not None and folder.is_dir() else None)
     from regard.cli.console import output
 
     console = output()
-    if leader is None:
-        _show_plan(planned, console, whole=dry_run)
     if dry_run:
+        with tempfile.TemporaryDirectory(prefix="regard-plan-") as cache:
+            _show_plan(runs.plan(wishes, cache=Path(cache)), console, whole=True)
         return 0
     if folder is None:
-        folder = runs.new_folder(wishes.system, planned.task.name)
-        runs.claim_folder(folder, resume=False)
+        data_path = None if wishes.data is None else Path(wishes.data)
+        folder = runs.new_folder(wishes.system, runs.choose_task(wishes.system, wishes.task, data_path)[0])
+    planned = _planned(wishes, folder, resume=resume or leader is not None, console=console if leader is None else None)
+    earlier = (folder / runs.RUN).read_bytes() if (folder / runs.RUN).is_file() else None
     if leader is None:
         runs.write_wishes(folder, wishes)
         os.environ[LEADERS_FOLDER] = str(folder)
@@ -129,6 +129,10 @@ def run(
     )
     try:
         return _train(planned, folder, hardware, resume=resume, console=console)
+    except UserError:
+        if leader is None:
+            _take_back(folder, earlier)
+        raise
     finally:
         os.environ.pop(LEADERS_FOLDER, None)
 
@@ -155,6 +159,29 @@ def _wishes(given: dict[str, Any], recipe: dict[str, Any], out: Path | None, res
     if given["system"] is None:
         raise UserError("missing SYSTEM: " + ("there is no run to resume" if resume else "regard list shows all names"))
     return runs.Wishes(**given, recipe=recipe), folder
+
+
+def _planned(wishes: Any, folder: Path, *, resume: bool, console: Console | None) -> Plan:
+    """Claim the folder, read the data and show the plan."""
+    from regard.tasks import runs
+
+    with runs.claimed(folder, resume=resume):
+        planned = runs.plan(wishes, cache=folder)
+        if console is not None:
+            _show_plan(planned, console, whole=False)
+    return planned
+
+
+def _take_back(folder: Path, earlier: bytes | None) -> None:
+    """What was refused is not what the folder's run is: its `run.json` becomes what it was."""
+    from regard.files import write_atomically
+    from regard.tasks import runs
+    from regard.tasks.fit import LAST
+
+    if earlier is not None:
+        write_atomically(folder / runs.RUN, earlier)
+    elif not (folder / LAST).exists():
+        (folder / runs.RUN).unlink()
 
 
 def _show_plan(planned: Plan, console: Console, *, whole: bool) -> None:

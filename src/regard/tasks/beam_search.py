@@ -23,8 +23,9 @@ def beam_search(
 ) -> list[list[int]]:
     """The best finished target of each row, without start and end token.
 
-    A hypothesis scores its log-probability divided by its length to the power `length_penalty`; a row is done when no
-    open hypothesis can beat its best finished one.
+    A hypothesis scores its log-probability divided by its length to the power `length_penalty`; one is finished when
+    its end token is among the `beams` likeliest continuations. A row is done when `beams` are finished, or when no open
+    one can beat the best of them.
 
     Args:
         model: in eval mode.
@@ -37,10 +38,12 @@ def beam_search(
         length_penalty: 0 = favour short targets.
 
     Raises:
-        ValueError: fewer than one beam or token.
+        ValueError: fewer than one beam or token, or a negative penalty.
     """
     if beams < 1 or max_len < 1:
         raise ValueError(f"beams and max_len must be at least 1, got {beams} and {max_len}")
+    if length_penalty < 0:
+        raise ValueError(f"length_penalty must not be negative, got {length_penalty}")
     rows, device = source.shape[0], source.device
     first = torch.arange(rows, device=device).repeat_interleave(beams)
     state = model.encode(source, source_mask, max_len=max_len + 1).reorder(first)
@@ -50,14 +53,19 @@ def beam_search(
     paths = torch.zeros(rows, beams, 0, dtype=torch.int64, device=device)
     new = torch.full((rows * beams, 1), start_id, device=device)
     best: list[tuple[float, list[int]]] = [(-torch.inf, []) for _ in range(rows)]
+    finished = torch.zeros(rows, dtype=torch.int64, device=device)
     for length in range(1, max_len + 1):
         scores, state = model.step(new, state)
         chances = totals[..., None] + scores[:, -1].float().log_softmax(dim=-1).unflatten(0, (rows, beams))
         vocab = chances.shape[-1]
         totals, flat = chances.flatten(1).topk(min(2 * beams, beams * vocab), dim=1)
         parents, tokens = flat // vocab, flat % vocab
-        _keep_finished(best, paths, parents, tokens, totals, end_id, length**length_penalty, last=length == max_len)
-        totals = totals.masked_fill(tokens == end_id, -torch.inf)
+        # at the last step what is cut off counts as finished
+        ended = (tokens == end_id) | (length == max_len)
+        ended &= totals.isfinite() & (torch.arange(tokens.shape[1], device=device) < beams)
+        _keep_finished(best, paths, parents, tokens, totals, ended, end_id, length**length_penalty)
+        finished += ended.sum(dim=1)
+        totals = totals.masked_fill((tokens == end_id) | (finished >= beams)[:, None], -torch.inf)
         totals, places = totals.topk(beams, dim=1)
         parents, tokens = parents.gather(1, places), tokens.gather(1, places)
         paths = torch.cat([paths.gather(1, parents[..., None].expand(-1, -1, length - 1)), tokens[..., None]], dim=2)
@@ -74,14 +82,12 @@ def _keep_finished(
     parents: Tensor,
     tokens: Tensor,
     totals: Tensor,
+    ended: Tensor,
     end_id: int,
     divisor: float,
-    *,
-    last: bool,
 ) -> None:
-    """Remember hypotheses that have just ended; at the last step also those that are cut off."""
-    finished = (tokens == end_id) | last
-    for row, place in finished.nonzero().tolist():
+    """Remember the hypotheses that have just ended, where they are better than the best before them."""
+    for row, place in ended.nonzero().tolist():
         score = float(totals[row, place]) / divisor
         if score > best[row][0]:
             path = paths[row, parents[row, place]].tolist()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import os
 import struct
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,7 +186,9 @@ class Images(Task):
                 raise UserError(f"{shown(file)} does not decode as an image")
             scores = model(self._normalised(pixels[None]).to(device_of(model))).float().softmax(dim=1)[0]
             best = int(scores.argmax())
-            writer.writerow([str(file), self.classes[best], f"{float(scores[best]):.4f}"])
+            # a name that is not UTF-8 must not keep the table from being written
+            name = os.fsencode(file).decode("utf-8", errors="replace")
+            writer.writerow([name, self.classes[best], f"{float(scores[best]):.4f}"])
         write_atomically(out / "predictions.csv", table.getvalue())
         return [out / "predictions.csv"]
 
@@ -192,7 +196,8 @@ class Images(Task):
 def _image_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    found = sorted(file for file in files if file.is_file() and not file.name.startswith("."))
     if not found:
         raise UserError(f"{shown(path)} has no images in it")
     return found
@@ -209,7 +214,13 @@ def _read_idx(images: Path, labels: Path, *, size: int | None) -> ImageSet:
     pixels, numbers = _idx(images, IDX_IMAGES), _idx(labels, IDX_LABELS).astype(np.int64)
     if len(pixels) != len(numbers):
         raise UserError(f"{shown(images)} has {len(pixels):,} images and {shown(labels)} {len(numbers):,} labels")
-    if size is not None and size != pixels.shape[1]:
+    counts = np.bincount(numbers)
+    if np.count_nonzero(counts) < 2 or counts[counts > 0].min() < 2:
+        raise UserError(
+            f"{shown(labels)}: at least two classes are needed, each with two images (one to train, one to validate)"
+        )
+    size = size or pixels.shape[1]
+    if pixels.shape[1:] != (size, size):
         from PIL import Image
 
         resized = [Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR) for image in pixels]
@@ -232,6 +243,6 @@ def _idx(path: Path, magic: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         array = np.frombuffer(content, dtype=np.uint8, offset=4 * (1 + len(shape)))
         if found != magic or len(array) != np.prod(shape, dtype=np.int64):
             raise ValueError(f"its header says {found} with shape {tuple(shape)} and it has {len(array):,} bytes")
-    except (OSError, EOFError, ValueError, struct.error) as error:
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise UserError(f"{shown(path)} is no IDX file: {shown(str(error))}") from None
     return array.reshape(shape)

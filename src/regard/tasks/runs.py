@@ -5,11 +5,14 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import nn
@@ -19,7 +22,17 @@ from regard.files import write_atomically
 from regard.tasks import checkpoint
 from regard.tasks.data_kind import kind_of
 from regard.tasks.fit import BEST, LAST, Hardware, Outcome, fit
-from regard.tasks.networks import TASKS, build, configure, count_parameters, default_config, models_of, parse_fields
+from regard.tasks.networks import (
+    TASKS,
+    build,
+    config_from_plain,
+    configure,
+    count_parameters,
+    default_config,
+    from_plain,
+    models_of,
+    parse_fields,
+)
 from regard.tasks.networks import task_class as class_of
 from regard.tasks.recipe import Recipe
 from regard.tasks.task import Task
@@ -149,12 +162,29 @@ def split_settings(text: str | None) -> dict[str, str]:
     found: dict[str, str] = {}
     if not text:
         return found
-    for part in re.split(r",(?=\s*\w+\s*=)(?![^{\[]*[}\]])", text):
+    for part in _between_commas(text):
         name, equals, value = part.partition("=")
         if not equals or not name.strip():
             raise UserError(f"--set takes NAME=VALUE,NAME=VALUE, got {shown(part)!r}")
         found[name.strip()] = value.strip()
     return found
+
+
+def _between_commas(text: str) -> list[str]:
+    """The text cut at the commas that a `NAME=` follows, outside brackets and the texts inside them."""
+    cuts, depth, quoted = [-1], 0, False
+    for place, char in enumerate(text):
+        if quoted:
+            quoted = char != '"' or text[place - 1] == "\\"
+        elif char in "{[":
+            depth += 1
+        elif char in "}]":
+            depth = max(0, depth - 1)
+        elif depth:
+            quoted = char == '"'
+        elif char == "," and re.match(r"\s*\w+\s*=", text[place + 1 :]):
+            cuts.append(place)
+    return [text[start + 1 : end] for start, end in pairwise([*cuts, len(text)])]
 
 
 def new_folder(system: str, task: str) -> Path:
@@ -168,8 +198,16 @@ def new_folder(system: str, task: str) -> Path:
 
 def latest_folder(system: str | None) -> Path | None:
     """The newest run below `runs`, of a system if one is named."""
-    found = [path for path in Path("runs").glob("train-*/" + RUN) if system in (None, read_wishes(path.parent).system)]
+    found = [path for path in Path("runs").glob("train-*/" + RUN) if system in (None, _system_of(path.parent))]
     return max(found, key=lambda path: path.stat().st_mtime).parent if found else None
+
+
+def _system_of(folder: Path) -> str | None:
+    try:
+        return read_wishes(folder).system
+    except UserError:
+        # a damaged run must not keep the others from being found
+        return None
 
 
 def claim_folder(folder: Path, *, resume: bool) -> None:
@@ -189,6 +227,23 @@ def claim_folder(folder: Path, *, resume: bool) -> None:
         raise UserError(f"cannot make {shown(folder)}: {error.strerror}") from None
 
 
+@contextmanager
+def claimed(folder: Path, *, resume: bool) -> Iterator[None]:
+    """Claim a folder while a run is prepared; what cannot start leaves no new folder behind.
+
+    Raises:
+        UserError: as `claim_folder`.
+    """
+    is_new = not folder.exists()
+    claim_folder(folder, resume=resume)
+    try:
+        yield
+    except UserError:
+        if is_new:
+            shutil.rmtree(folder)
+        raise
+
+
 def write_wishes(folder: Path, wishes: Wishes) -> None:
     """Keep what was asked for in `run.json`."""
     plain = {name: getattr(wishes, name) for name in PLAIN_RUN_KEYS}
@@ -204,8 +259,11 @@ def read_wishes(folder: Path) -> Wishes:
     path = folder / RUN
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        wishes = Wishes(**{name: stored[name] for name in PLAIN_RUN_KEYS})
-        if not isinstance(wishes.system, str) or wishes.task not in (None, *TASKS):
+        wishes = config_from_plain(Wishes, {name: stored[name] for name in PLAIN_RUN_KEYS})
+        of_recipe = get_type_hints(Recipe)
+        for name, value in wishes.recipe.items():
+            from_plain(value, of_recipe[name])
+        if wishes.task not in (None, *TASKS) or not all(isinstance(value, str) for value in wishes.settings.values()):
             raise ValueError("it is not a run of regard train")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"cannot resume from {shown(path)}: {shown(str(error))}") from None

@@ -20,7 +20,7 @@ from regard.tasks.parallel_text import Pairs, ParallelText, read_lines, read_par
 from regard.tasks.recipe import Recipe
 from regard.tasks.task import Extras, Task, device_of
 from regard.tasks.tokenizers import Tokenizer, load_tokenizer, restore_tokenizer
-from regard.wording import count_in_words
+from regard.wording import count_in_words, shown
 
 SHOWN_TRANSLATIONS = 5
 ROWS_AT_ONCE = 32
@@ -59,6 +59,10 @@ class TranslationSettings:
                 f"label_smoothing must be in [0, 1), source_weight and bleu_lines not negative, got "
                 f"{self.label_smoothing}, {self.source_weight} and {self.bleu_lines}"
             )
+
+
+class LongLineError(UserError):
+    """A line has more tokens than a network was trained for."""
 
 
 class PairBatch(NamedTuple):
@@ -228,19 +232,21 @@ class Translation(Task):
     # -- results
 
     def translate(self, model: nn.Module, lines: list[str]) -> list[str]:
-        """The translation of every line.
+        """The translation of every line; an empty line stays empty.
 
         Raises:
-            UserError: a line of `max_length` tokens or more.
+            LongLineError: a line of `max_length` tokens or more.
         """
         assert self.tokenizer is not None
         assert isinstance(model, Seq2SeqModel)
         ids = [self.tokenizer.encode(line) for line in lines]
         for number, tokens in enumerate(ids, start=1):
             if len(tokens) >= self.settings.max_length:
-                raise UserError(f"line {number} has {len(tokens)} tokens: fewer than {self.settings.max_length} fit")
+                raise LongLineError(
+                    f"line {number} has {len(tokens)} tokens: fewer than {self.settings.max_length} fit"
+                )
         made = [""] * len(lines)
-        order = sorted(range(len(lines)), key=lambda number: len(ids[number]))
+        order = sorted((number for number, tokens in enumerate(ids) if tokens), key=lambda number: len(ids[number]))
         for start in range(0, len(order), ROWS_AT_ONCE):
             numbers = order[start : start + ROWS_AT_ONCE]
             for number, tokens in zip(numbers, self._search(model, [ids[number] for number in numbers]), strict=True):
@@ -249,14 +255,13 @@ class Translation(Task):
 
     def _search(self, model: Seq2SeqModel, sources: list[list[int]]) -> list[list[int]]:
         source, mask = _rows([[*tokens, self._end_id] for tokens in sources], self._pad_id)
-        longest = min(self.settings.max_length, 3 * source.shape[1] + 10)
         return beam_search(
             model,
             source.to(device_of(model)),
             mask.to(device_of(model)),
             start_id=self._start_id,
             end_id=self._end_id,
-            max_len=longest,
+            max_len=self.settings.max_length,
             beams=self.settings.beams,
         )
 
@@ -264,14 +269,13 @@ class Translation(Task):
         """For every text file one with the translation of each line."""
         written = []
         for path in inputs:
-            lines = read_lines(path)
-            filled = [number for number, line in enumerate(lines) if line]
-            made = [""] * len(lines)
-            for number, line in zip(filled, self.translate(model, [lines[n] for n in filled]), strict=True):
-                made[number] = line
+            try:
+                made = self.translate(model, read_lines(path))
+            except LongLineError as error:
+                raise UserError(f"{shown(path)}, {error}") from None
             name = path.name.removesuffix(".gz").removesuffix(".txt")
             written.append(out / f"{name}.{self.languages[1]}.txt")
-            write_atomically(written[-1], "\n".join(made) + "\n")
+            write_atomically(written[-1], "".join(f"{line}\n" for line in made))
         return written
 
 

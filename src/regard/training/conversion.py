@@ -69,7 +69,7 @@ def swap(teacher: Decoder, mechanism: str, options: Mapping[str, Any] | None = N
         mixers = [cls.from_softmax(mixer, **(options or {})) for mixer in teacher.mixers()]
         inherited = {name: value for name, value in teacher.config.mixer_options.items() if name in _SHARED}
         config = replace(teacher.config, mixer=mechanism, mixer_options={**inherited, **(options or {})})
-        student = Decoder(config)
+        student = Decoder(config).to(next(teacher.parameters()))
     except (TypeError, ValueError) as error:
         raise UserError(f"{mechanism}: {error}") from None
     with torch.no_grad():
@@ -77,7 +77,7 @@ def swap(teacher: Decoder, mechanism: str, options: Mapping[str, Any] | None = N
         for layer, mixer in enumerate(mixers):
             weights |= {f"blocks.{layer}.mixer.{name}": value for name, value in mixer.state_dict().items()}
         student.load_state_dict(weights)
-    return student.to(next(teacher.parameters()).device).eval()
+    return student.eval()
 
 
 _SHARED = ("num_kv_heads", "qkv_bias", "rope_base")
@@ -164,10 +164,19 @@ def _mixers_of(model: Decoder) -> Iterable[Any]:
 
 
 def train_mixers_alone(model: Decoder) -> None:
-    """Freeze everything but the mixers; a mechanism's `transfer_loss` decides which of its weights learn."""
+    """Freeze everything but what the mixers have beside softmax attention's projections.
+
+    `transfer_loss` takes softmax attention of a mixer's own projections as its teacher: were they trained as well, the
+    teacher would move with its student, away from what the network learned.
+    """
     model.requires_grad_(False)
     for mixer in model.mixers():
-        mixer.requires_grad_(True)
+        for name, parameter in mixer.named_parameters():
+            parameter.requires_grad_(not name.startswith(_TAKEN_OVER))
+
+
+_TAKEN_OVER = ("q_proj.", "k_proj.", "v_proj.", "o_proj.")
+"""What `from_softmax` copies."""
 
 
 @dataclass(frozen=True)
