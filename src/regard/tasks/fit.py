@@ -8,6 +8,7 @@ from `last.safetensors` has, on the CPU, the same loss curve bit for bit.
 from __future__ import annotations
 
 import math
+import signal
 import time
 import warnings
 from collections.abc import Iterator
@@ -183,9 +184,12 @@ class _Housekeeping(Callback):
         self.steps_done = 0
         self._saved = time.monotonic()
         self._begin = self._spent = self._waited = 0.0
+        self.interrupted = False
+        self._in_step = False
 
     def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         self._begin = time.monotonic()
+        self._in_step = True
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -198,6 +202,7 @@ class _Housekeeping(Callback):
         if trainer.is_global_zero:
             self.logs.step(step, float(outputs["loss"]), recipe.rate(step - 1))
         progress.step = step
+        self._in_step = False
         done = step == recipe.steps
         if step % recipe.evaluation_interval == 0 or done:
             self._evaluate(trainer, module)
@@ -230,6 +235,13 @@ class _Housekeeping(Callback):
             self._write(trainer, BEST, metrics=metrics, step=progress.step)
         else:
             progress.without_better += 1
+
+    def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
+        """After Ctrl-C keep the steps since the last checkpoint, unless it came in the middle of one."""
+        self.interrupted = isinstance(exception, KeyboardInterrupt)
+        whole = not self._in_step and module.progress.step > module.start
+        if self.interrupted and whole and trainer.world_size == 1:
+            self.save(trainer, module)
 
     def save(self, trainer: lightning.Trainer, module: Any) -> None:
         """Write what a continuation needs."""
@@ -297,15 +309,16 @@ def fit(
         return Outcome(module.progress, "early stopping", True, None, None)
     keeping = _Housekeeping(header, folder, logs)
     trainer = _trainer(recipe, hardware, keeping, folder, task.metric)
+    on_interrupt = signal.getsignal(signal.SIGINT)
     with _quiet(), logs:
         try:
             trainer.fit(module)
-        except KeyboardInterrupt:
-            _keep_what_was_done(trainer, module, keeping)
-            raise
-    if trainer.interrupted or not keeping.stopped:
-        _keep_what_was_done(trainer, module, keeping)
-        raise KeyboardInterrupt
+        except SystemExit:
+            # Lightning's answer to Ctrl-C, after which it ignores the signal
+            signal.signal(signal.SIGINT, on_interrupt)
+            if not keeping.interrupted:
+                raise
+            raise KeyboardInterrupt from None
     return Outcome(
         module.progress,
         keeping.stopped,
@@ -322,11 +335,6 @@ def _over_processes(sums: dict[str, float]) -> dict[str, float]:
     torch.distributed.all_gather_object(gathered, sums)
     names = {name for part in gathered for name in part}
     return {name: sum(part.get(name, 0.0) for part in gathered) for name in sorted(names)}
-
-
-def _keep_what_was_done(trainer: lightning.Trainer, module: _Module, keeping: _Housekeeping) -> None:
-    if module.progress.step > module.start:
-        keeping.save(trainer, module)
 
 
 def _take_up(module: _Module, path: Path, header: checkpoint.Header) -> None:

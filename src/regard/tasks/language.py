@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +44,10 @@ class LanguageSettings:
         evaluation_tokens: tokens that an evaluation predicts, about; 0 = all.
     """
 
-    length: int = 256
+    length: int = 128
     tokenizer: str = "bytes"
     validation_share: float = 0.1
-    evaluation_tokens: int = 32_768
+    evaluation_tokens: int = 16_384
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -68,22 +70,21 @@ class Language(Task):
     better: ClassVar[Literal["lower", "higher"]] = "lower"
     data_format: ClassVar[str] = "a UTF-8 text or JSONL file, or a folder of them"
     Settings: ClassVar[type] = LanguageSettings
-    recipe: ClassVar[Recipe] = Recipe(steps=500, batch=8)
+    recipe: ClassVar[Recipe] = Recipe(steps=400, batch=8)
 
     def __init__(self, settings: LanguageSettings) -> None:
         super().__init__(settings)
         self.tokenizer: Tokenizer | None = None
         self.bytes_per_token = 1.0
         self._parts: dict[str, np.ndarray[Any, Any]] = {}
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
     # -- raw files
 
     def read(self, path: Path | None, *, cache: Path | None = None) -> None:
         """Pack the text into one array of ids; its end validates."""
         if cache is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="regard-text-")
-            cache = Path(self._temporary.name)
+            cache = Path(tempfile.mkdtemp(prefix="regard-text-"))
+            weakref.finalize(self, shutil.rmtree, cache, ignore_errors=True)
         sources = _sample_sources(cache) if path is None else find_sources(path)
         self.notes += sources.notes
         if self.tokenizer is None:

@@ -34,13 +34,14 @@ class ParallelText:
     notes: tuple[str, ...] = ()
 
 
-def read_parallel(folder: Path, *, source: str, target: str) -> ParallelText:
+def read_parallel(folder: Path, *, source: str, target: str, to_train: bool = True) -> ParallelText:
     """Read a folder with `train.en`, `train.de`, `val.en` and the like, gzipped or not.
 
     Args:
         folder: where they are.
         source: language of the sources, such as "en"; empty = the folder's only pair, English first.
         target: language of the targets.
+        to_train: a training pair is needed; otherwise one of validation or test is enough, and both languages given.
 
     Raises:
         UserError: no such files, files of unequal numbers of lines, or lines that are not UTF-8.
@@ -48,7 +49,8 @@ def read_parallel(folder: Path, *, source: str, target: str) -> ParallelText:
     if not folder.is_dir():
         raise UserError(f"{shown(folder)} is not a folder with files such as train.en and train.de")
     files = _files(folder)
-    source, target = _languages(folder, files, source, target)
+    if to_train:
+        source, target = _languages(folder, files, source, target)
     parts: dict[str, Pairs] = {}
     notes: list[str] = []
     for part, beginnings in PARTS.items():
@@ -60,6 +62,8 @@ def read_parallel(folder: Path, *, source: str, target: str) -> ParallelText:
         parts[part], dropped = _pairs(files[stems[0]][source], files[stems[0]][target])
         if dropped:
             notes.append(f"{part}: {count_in_words(dropped, 'pair')} with an empty side left out")
+    if not to_train and (parts.get("validation") or parts.get("test")):
+        return ParallelText(parts, (source, target), shown(folder), tuple(notes))
     if not parts.get("train"):
         raise UserError(f"{shown(folder)} has no train.{source} with a train.{target}")
     if not parts.get("validation"):

@@ -79,8 +79,16 @@ class HuggingFaceTokenizer(Tokenizer):
         self.vocab_size = self._inner.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """The ids, without special tokens."""
-        return self._inner.encode(text, add_special_tokens=False).ids
+        """The ids, without special tokens.
+
+        Raises:
+            UserError: text that the tokenizer has no ids for.
+        """
+        try:
+            return self._inner.encode(text, add_special_tokens=False).ids
+        except Exception as error:
+            # the library raises bare exceptions
+            raise UserError(f"the tokenizer cannot take this text: {shown(str(error))}") from None
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text."""

@@ -86,7 +86,7 @@ class Translation(Task):
     better: ClassVar[Literal["lower", "higher"]] = "lower"
     data_format: ClassVar[str] = "a folder with train.en, train.de, val.en, val.de and the like, gzipped or not"
     Settings: ClassVar[type] = TranslationSettings
-    recipe: ClassVar[Recipe] = Recipe(steps=500, batch=32, learning_rate=2e-3)
+    recipe: ClassVar[Recipe] = Recipe(steps=400, batch=32, learning_rate=2e-3)
 
     def __init__(self, settings: TranslationSettings) -> None:
         super().__init__(settings)
@@ -100,9 +100,9 @@ class Translation(Task):
 
     def read(self, path: Path | None, *, cache: Path | None = None) -> None:
         """Read and tokenise all pairs."""
-        text = (
-            sample_text() if path is None else read_parallel(path, source=self.languages[0], target=self.languages[1])
-        )
+        source, target = self.languages
+        to_train = self.tokenizer is None
+        text = sample_text() if path is None else read_parallel(path, source=source, target=target, to_train=to_train)
         self.notes += text.notes
         self.languages = text.languages
         if self.tokenizer is None:
@@ -123,7 +123,7 @@ class Translation(Task):
                 raise UserError(f"{text.source}: no pair of {part} is shorter than {most} tokens: raise max_length")
             self._text[part] = [pairs[number] for number in kept]
             self._ids[part] = [ids[number] for number in kept]
-        lengths = [len(source) + len(target) for source, target in self._ids["train"]]
+        lengths = [len(source) + len(target) for source, target in self._ids.get("train", [])]
         self._by_length = np.argsort(lengths, kind="stable")
         counts = ", ".join(f"{len(pairs):,} {part}" for part, pairs in self._text.items())
         self.described = f"{text.source}: {'-'.join(self.languages)}, pairs: {counts}"
