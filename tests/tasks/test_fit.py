@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -126,6 +127,25 @@ def test_a_loss_that_is_no_number_stops_with_step_rate_and_checkpoint(language, 
     assert f"learning rate {recipe.rate(4):.3g}" in message
     assert "last.safetensors of step 4" in message
     assert checkpoint.load(tmp_path / LAST).header.step == 4
+
+
+def test_ctrl_c_keeps_the_steps_since_the_last_checkpoint(language, run_tiny, monkeypatch):
+    handler = signal.getsignal(signal.SIGINT)
+    draw, seen = language.batch, iter(range(100))
+
+    def batch(random, rows):
+        if next(seen) == 5:
+            raise KeyboardInterrupt
+        return draw(random, rows)
+
+    monkeypatch.setattr(language, "batch", batch)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(steps=9)
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGINT) is handler
+    outcome, _, folder = run_tiny(steps=9, resume=True)
+    assert outcome.progress.resumed_from == [5]
+    assert read_steps(folder)["step"] == list(range(1, 10))
 
 
 def test_another_recipe_or_network_is_no_continuation(run_tiny, tmp_path):
