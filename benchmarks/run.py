@@ -25,7 +25,22 @@ from regard.files import write_atomically
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "cpu.json"
-FILES = ("lightning", "softmax", "aaren", "softplus", "hedgehog", "sliding_window", "eca", "transnormer", "palm", "ninformer", "sea", "titans", "tasks", "compare")
+FILES = (
+    "lightning",
+    "softmax",
+    "aaren",
+    "softplus",
+    "hedgehog",
+    "sliding_window",
+    "eca",
+    "transnormer",
+    "palm",
+    "ninformer",
+    "sea",
+    "titans",
+    "tasks",
+    "compare",
+)
 TESTED = ("tests/ops", "tests/mixers", "tests/layers")
 
 

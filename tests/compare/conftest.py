@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from regard import registry
@@ -39,6 +41,24 @@ def text_file(tmp_path) -> Path:
 
 
 @pytest.fixture
+def series_file(tmp_path) -> Path:
+    """A hundred hours of three channels: a wave, a noisy slope, and one that stands still until the last rows."""
+    path = tmp_path / "series.csv"
+    path.write_text("\n".join(["date,wave,slope,still", *series_lines(100)]) + "\n", encoding="utf-8")
+    return path
+
+
+def series_lines(rows: int) -> list[str]:
+    """Lines of a CSV file."""
+    random = np.random.default_rng(5)
+    return [
+        f"2026-01-{1 + hour // 24:02d} {hour % 24:02d}:00,{10 + math.sin(hour / 3):.6f},"
+        f"{hour / 9 + random.normal():.6f},{3 if hour < 90 else 4}"
+        for hour in range(rows)
+    ]
+
+
+@pytest.fixture
 def settings() -> Callable[..., Settings]:
     """Settings of a race that takes no time."""
 
@@ -62,7 +82,6 @@ def settings() -> Callable[..., Settings]:
 
 def write_images(folder: Path, classes: dict[str, int], *, size: int = 16, grey: bool = False) -> Path:
     """A folder of class sub-folders; class k has a bright stripe in row k."""
-    import numpy as np
     from PIL import Image
 
     random = np.random.default_rng(7)

@@ -159,7 +159,7 @@ def test_what_has_no_map_says_why(outsiders):
 
 def test_image_hosts_are_counted_per_image(settings, outsiders):
     class Images:
-        metric = "accuracy"
+        tokens_per_example = 1
 
         def one_example(self):
             return torch.randn(1, 1, 8, 8)

@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 
 import pytest
 
 from regard.compare.mechanisms import choose, fitting, import_outsider, title_of, why_unfit
+from regard.compare.race_tasks import TASKS
 from regard.compare.settings import DEFAULTS, Settings, make_settings, parse_lengths, threads_per_job
 from regard.errors import UserError
+from regard.metadata import No
 from regard.registry import systems
 
 
 def test_what_is_left_out_is_the_default_of_the_task():
-    text, image = make_settings({"task": "text"}), make_settings({"task": "image"})
+    text, image, series = (make_settings({"task": task}) for task in ("text", "image", "series"))
+    assert (series.train_length, series.steps, series.batch) == (96, 300, 32)
+    assert series.mechanisms == text.mechanisms
     assert (text.lengths, text.batch) == (DEFAULTS["text"]["lengths"], DEFAULTS["text"]["batch"])
     assert (image.lengths, image.batch) == (DEFAULTS["image"]["lengths"], DEFAULTS["image"]["batch"])
     assert text.mechanisms[0] == "softmax"
@@ -120,6 +125,34 @@ def test_naming_nobody_is_refused_and_twice_is_once():
     with pytest.raises(UserError, match="names no mechanism"):
         choose("text", " , ")
     assert choose("text", "linear, softmax,linear") == ("linear", "softmax")
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "why"),
+    [
+        ("series", "toy_gate", "it acts on feature maps"),
+        ("series", "ninformer", "a forecast is read after the last time step, which needs a causal form, and every"),
+        ("series", "palm", "a forecast is read after the last time step, which needs a causal form, and keys are the"),
+        ("text", "palm", "a language model needs a causal form, and keys are the source's alone"),
+        ("image", "ninformer", "it is timed at several lengths, and token-mixing weights belong to fixed positions"),
+        ("image", "softmax", ""),
+        ("series", "aaren", ""),
+    ],
+)
+def test_who_cannot_race_and_why(outsiders, task, name, why):
+    found = why_unfit(systems()[name], task)
+    assert found.startswith(why)
+    assert bool(found) == bool(why)
+
+
+def test_what_only_reads_a_context_cannot_race():
+    entry = systems()["palm"]
+    cross_only = replace(entry, traits=replace(entry.traits, bidirectional=No("it reads a context")))
+    assert why_unfit(cross_only, "image") == "it does not mix a sequence with itself: it reads a context"
+    one_length = replace(systems()["softmax"].traits, any_length=No("it has 7 positions"))
+    fixed = replace(systems()["softmax"], traits=one_length)
+    for task in TASKS:
+        assert why_unfit(fixed, task) == "it is timed at several lengths, and it has 7 positions"
 
 
 def test_titles_are_words():

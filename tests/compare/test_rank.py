@@ -11,7 +11,7 @@ def row(name, mean, *, ratio=1.0, spread=None, at8=None, decode=None, metric="bi
         "status": status,
         "quality": {
             "metric": metric,
-            "better": "lower" if metric == "bits_per_byte" else "higher",
+            "better": "higher" if metric == "accuracy" else "lower",
             "mean": mean,
             "spread": spread,
             "per_seed": [mean] * (1 if spread is None else 3),
@@ -130,6 +130,22 @@ def test_images_are_recommended_by_accuracy():
     assert found["Best quality"]["sentence"].startswith("95.0% accuracy. cheap follows 2.0 points behind")
     assert found["Best at long context"]["name"] == "cheap"
     assert "within 3% of the best" in found["Best at long context"]["sentence"]
+
+
+def test_series_are_recommended_by_mse_with_the_digits_that_it_has():
+    found = answers(
+        [
+            row("softmax", 0.000412, ratio=1.0, metric="mse", decode=1.0),
+            row("cheap", 0.000431, ratio=0.2, metric="mse", decode=0.5),
+            row("poor", 0.341, ratio=0.01, metric="mse"),
+        ]
+    )
+    assert set(found) == {"Best quality", "Best at long context", "Best decoding"}
+    assert found["Best quality"]["sentence"].startswith("0.000412 mse. cheap follows 1.90e-05 behind")
+    far = found["Best at long context"]
+    assert far["name"] == found["Best decoding"]["name"] == "cheap"
+    assert far["sentence"].startswith("0.000431 mse (1.90e-05 behind the best), in 0.20 times softmax's forward")
+    assert "within 10% of the best" in far["sentence"]
 
 
 @pytest.mark.parametrize("rows", [[], [row("a", 2.0, status="failed")]])

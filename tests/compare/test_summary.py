@@ -9,7 +9,7 @@ import re
 
 import pytest
 from rich.console import Console
-from sample_results import hostile_results, image_results, results
+from sample_results import hostile_results, image_results, results, series_results
 
 from regard.compare.job import Part
 from regard.compare.progress import Progress
@@ -25,7 +25,7 @@ def drawn(race, width):
 
 
 @pytest.mark.parametrize("width", [80, 100, 140])
-@pytest.mark.parametrize("race", [results(), image_results()])
+@pytest.mark.parametrize("race", [results(), image_results(), series_results()])
 def test_the_table_shows_every_finished_row_whole(race, width):
     text = drawn(race, width)
     lines = text.splitlines()
@@ -35,6 +35,15 @@ def test_the_table_shows_every_finished_row_whole(race, width):
     assert len(lines) == 2 + len(ok)
     for row in ok:
         assert any(re.search(rf"\b{row['name']}\b", line) for line in lines[2:])
+
+
+def test_a_series_race_is_shown_by_mse():
+    text = drawn(series_results(), 120)
+    assert re.search(r"^ *mse", text.splitlines()[1].partition("mechanism")[2])
+    assert "0.341 " in text
+    assert "0.0041" in text, "the spread"
+    assert "length" not in text
+    assert "decode" in text
 
 
 def test_a_wide_terminal_has_more_columns():
@@ -74,6 +83,14 @@ def test_the_csv_has_a_line_per_mechanism_and_no_formulas():
     assert float(lines[0]["forward_ratio"]) == first["cost"]["ratio"][-1]
     assert lines[-1]["why"].startswith("'=")
     assert lines[-1]["quality"] == ""
+
+
+def test_the_csv_of_a_series_race_speaks_of_mse():
+    race = series_results()
+    first = next(csv.DictReader(io.StringIO(as_csv(race))))
+    assert (first["metric"], first["at_2x"]) == ("mse", "")
+    assert float(first["quality"]) == race["rows"][0]["quality"]["mean"]
+    assert float(first["macs"]) == race["rows"][0]["macs_per_token"]
 
 
 def test_a_row_without_results_is_unfinished(settings, tmp_path):

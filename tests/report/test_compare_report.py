@@ -269,6 +269,46 @@ def test_an_image_race_speaks_of_accuracy_and_has_no_extrapolation() -> None:
     assert set(page.data()["charts"]) == {"pareto", "time", "memory", "curves"}
 
 
+def test_a_series_race_speaks_of_mse_and_time_steps() -> None:
+    page = page_of("series")
+    assert "on time\u2011series forecasting" in page.text
+    assert "Ranked by validation mse; lower is better." in page.text
+    assert "repeating the last value 0.620, training mean 1.08" in page.text
+    assert rows_of(html_of("series"))[0].split("Pareto ")[1].startswith("0.341 ± 0.0041 ")
+    assert "Beyond the training length" not in page.text
+    assert "MACs/time step" in page.text
+    assert "time steps/s" in page.text
+    assert "Time steps of the sample, counted back from the last, t" in page.text
+    assert "t\u22122 t\u22121 t" in page.text
+    assert "standardised by the mean and the standard deviation of the training part" in page.text
+    assert "Mean validation mse by training step" in page.text
+    charts = page.data()["charts"]
+    assert set(charts) == {"pareto", "time", "memory", "decode", "state", "curves"}
+    assert charts["pareto"][0]["layout"]["yaxis"]["title"]["text"] == "mse (lower is better)"
+    notes = [note["text"] for note in charts["curves"][0]["layout"]["annotations"]]
+    assert notes == ["repeating the last value 0.62", "training mean 1.08"]
+
+
+def test_baselines_stand_only_beside_curves_of_the_same_quality() -> None:
+    race = RACES["image"]()
+    race["baselines"] = {"most frequent class": 2.3}
+    layout = Document(render(race)).data()["charts"]["curves"][0]["layout"]
+    assert layout["yaxis"]["range"][0] < 2.3 < layout["yaxis"]["range"][1]
+    assert layout["annotations"] == layout["shapes"] == []
+
+
+def test_a_tiny_error_is_not_rounded_to_nothing() -> None:
+    race = RACES["series"]()
+    race["rows"][0]["quality"] |= {"mean": 0.000412, "spread": 0.0000123}
+    race["rows"][0]["curves"] = [
+        {"seed": 0, "steps": [1], "train": [0.000433], "validation_steps": [1], "validation": [0.000412]}
+    ]
+    html = render(race)
+    assert "0.000412 ± 1.2e\u221205" in " ".join(rows_of(html))
+    assert "softplus 0.000" not in Document(html).text
+    assert "lssar 0.000412" in Document(html).text
+
+
 def test_one_seed_shows_no_spread() -> None:
     assert "±" not in " ".join(rows_of(html_of("one_seed")))
     assert "error_y" not in json.dumps(page_of("one_seed").data()["charts"])

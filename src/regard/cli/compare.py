@@ -16,6 +16,7 @@ EXAMPLES = """
   regard compare text
   regard compare text --data my_corpus/ --seeds 3
   regard compare image --data photos/ --mechanisms softmax,eca
+  regard compare series --data ETTh1.csv
   regard compare text --mechanisms lightning,softmax --lengths 512,1024,4096
   regard compare text --resume
   regard compare text --import my_mechanism.py
@@ -23,7 +24,7 @@ EXAMPLES = """
 
 
 def run(
-    task: Literal["text", "image"] | None = None,
+    task: Literal["text", "image", "series"] | None = None,
     *,
     data: str | None = None,
     mechanisms: str | None = None,
@@ -50,16 +51,18 @@ def run(
     own. Results are written as they come; Ctrl-C keeps them.
 
     Args:
-        task: what to learn: the next byte of text (default), or the class of images.
-        data: a UTF-8 file or a folder of them (text), or a folder of class sub-folders (image); by default the Python
-            standard library's own sources, or scikit-learn's digits.
+        task: what to learn: the next byte of text (default), the class of images, or how a multivariate series goes on.
+        data: a UTF-8 file or a folder of them (text), a folder of class sub-folders (image), or a CSV file with a
+            header and a row per time step (series); by default the Python standard library's own sources,
+            scikit-learn's digits, or a generated seasonal series.
         mechanisms: names separated by commas, or all (default).
         lengths: numbers of tokens at which cost and decoding are measured, separated by commas
             (default 256 to 8192, for images 64 to 4096).
-        steps: training steps per run (default 600).
+        steps: training steps per run (default 600, for series 300).
         seeds: training runs per mechanism; several give a spread (default 1).
-        train_length: bytes of a training window (default 128).
-        batch: windows or images per training step (default 8, for images 32).
+        train_length: bytes of a training window, or time steps that are read and as many that are forecast
+            (default 128, for series 96).
+        batch: windows or images per training step (default 8, for images and series 32).
         dim: width of the host network (default 64).
         layers: layers of the host network (default 2).
         heads: heads of the sequence mixers (default 4).
@@ -222,19 +225,12 @@ def _show(results: dict[str, Any], folder: Path, console: Console) -> int:
 def _show_plan(settings: Settings, console: Console) -> int:
     from rich.table import Table
 
-    from regard.compare.job import shape_of
+    from regard.compare.data import read_data
     from regard.compare.plan import minutes, plan
-    from regard.compare.text import load_corpus
-    from regard.tasks.image_files import load_images
     from regard.wording import count_in_words
 
-    if settings.task == "text":
-        corpus = load_corpus(settings.data, train_length=settings.train_length)
-        described, shape = corpus.description, None
-    else:
-        images = load_images(settings.data, size=settings.image_size)
-        described, shape = images.description, shape_of(images)
-    rows = plan(settings, shape)
+    data = read_data(settings)
+    rows = plan(settings, data.shape)
     drawn = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
     for title in ("mechanism", "parameters", "of them mixers", "of budget"):
         drawn.add_column(title, justify="left" if title == "mechanism" else "right", no_wrap=True)
@@ -242,7 +238,7 @@ def _show_plan(settings: Settings, console: Console) -> int:
         if row.fit is not None:
             share = f"{row.fit.deviation:+.2%}"
             drawn.add_row(row.name, f"{row.fit.params:,}", f"{row.fit.mixer_params:,}", share)
-    console.print(described)
+    console.print(data.description)
     console.print(drawn)
     for row in rows:
         if row.fit is None:

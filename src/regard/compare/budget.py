@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from regard.compare.hosts import WIDTH_UNITS, Host, LanguageHost, ResidualHost, VisionHost
+from regard.compare.hosts import WIDTH_UNITS, Host, LanguageHost, ResidualHost, SeriesHost, VisionHost
 from regard.compare.images import patch_size, patches_per_side
 from regard.compare.mechanisms import YARDSTICK, is_causal, make_feature_mixer
 from regard.compare.settings import Settings
@@ -39,6 +39,18 @@ class ImageShape:
 
 
 @dataclass(frozen=True)
+class SeriesShape:
+    """What a host must know of a series: channels, and time steps that it forecasts."""
+
+    channels: int
+    horizon: int
+
+
+Shape = ImageShape | SeriesShape | None
+"""What a host must know of the data; None for text."""
+
+
+@dataclass(frozen=True)
 class Fit:
     """A host's width, and the parameters that follow from it.
 
@@ -60,20 +72,20 @@ class Fit:
         return self.params / self.budget - 1
 
 
-def build_host(name: str, settings: Settings, shape: ImageShape | None, knob: int) -> Host:
+def build_host(name: str, settings: Settings, shape: Shape, knob: int) -> Host:
     """The host network with a mechanism in it.
 
     Args:
         name: the mechanism.
         settings: of the race.
-        shape: of the images; None for text.
+        shape: of the data.
         knob: width of the perceptrons, or in the residual host of the blocks (in 1024ths of a stage's width).
 
     Raises:
         ValueError: the mechanism refuses the sizes.
     """
     if entry_of(name).kind == "feature":
-        assert shape is not None, "feature mixers race on images"
+        assert isinstance(shape, ImageShape), "feature mixers race on images"
 
         def feature_mixer(channels: int) -> nn.Module:
             return make_feature_mixer(name, channels=channels)
@@ -100,6 +112,15 @@ def build_host(name: str, settings: Settings, shape: ImageShape | None, knob: in
 
     if shape is None:
         return LanguageHost(sequence_mixer, dim=settings.dim, num_layers=settings.num_layers, hidden=knob)
+    if isinstance(shape, SeriesShape):
+        return SeriesHost(
+            sequence_mixer,
+            dim=settings.dim,
+            num_layers=settings.num_layers,
+            hidden=knob,
+            channels=shape.channels,
+            horizon=shape.horizon,
+        )
     return VisionHost(
         sequence_mixer,
         dim=settings.dim,
@@ -113,7 +134,7 @@ def build_host(name: str, settings: Settings, shape: ImageShape | None, knob: in
     )
 
 
-def fit(name: str, settings: Settings, shape: ImageShape | None) -> Fit:
+def fit(name: str, settings: Settings, shape: Shape) -> Fit:
     """The width with which a mechanism's host comes closest to the budget; counted without allocating anything.
 
     Raises:
@@ -138,7 +159,7 @@ def fit(name: str, settings: Settings, shape: ImageShape | None) -> Fit:
     return found
 
 
-def _on_meta(name: str, settings: Settings, shape: ImageShape | None, knob: int) -> Host:
+def _on_meta(name: str, settings: Settings, shape: Shape, knob: int) -> Host:
     with torch.device("meta"):
         return build_host(name, settings, shape, knob)
 

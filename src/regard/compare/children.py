@@ -67,8 +67,9 @@ class Child:
         return {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONPATH": modules}
 
     def _listen(self, stream: IO[bytes], events: Events) -> None:
-        for line in stream:
-            events.put((self, json.loads(line)))
+        with stream:
+            for line in stream:
+                events.put((self, json.loads(line)))
         self._process.wait()
         events.put((self, {"event": "exit"}))
 

@@ -52,7 +52,7 @@ def build_alone(name: str, settings: Settings, device: torch.device) -> nn.Modul
 
 
 def build_yardstick(settings: Settings, device: torch.device) -> nn.Module:
-    """Softmax attention of the same width and heads: causal for text, bidirectional for images."""
+    """Softmax attention of the same width and heads: causal or not as the task asks for."""
     return build_alone(YARDSTICK, settings, device)
 
 

@@ -15,6 +15,7 @@ from regard.compare.cost import (
     rounds_within,
     seconds_of,
 )
+from regard.compare.race_tasks import TASKS
 from regard.compare.settings import Settings
 from regard.measure import race
 from regard.metadata import No
@@ -31,8 +32,8 @@ LONGEST_PREFILL_S = 30.0
 def why_no_decoding(name: str, task: str) -> str:
     """Why a mechanism is not decoded; empty where it is."""
     entry = entry_of(name)
-    if task != "text":
-        return "images are not decoded"
+    if TASKS[task].no_decoding:
+        return TASKS[task].no_decoding
     if entry.traits is not None and isinstance(entry.traits.decodes, No):
         return entry.traits.decodes.reason
     return ""

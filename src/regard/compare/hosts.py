@@ -1,6 +1,6 @@
 """The networks that every mechanism is put into: small, the same for all, with one width that balances the budget.
 
-Text: `LanguageHost`. Images: `VisionHost` for sequence mixers, `ResidualHost` for feature mixers.
+Text: `LanguageHost`. Series: `SeriesHost`. Images: `VisionHost` for sequence mixers, `ResidualHost` for feature mixers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 BYTES = 256
+WINDOW_EPS = 1e-5
+"""Added to a window's variance: a channel that stands still is only shifted."""
 WIDTH_UNITS = 1024
 """In the residual host an inner width is the stage's width times `knob / WIDTH_UNITS`, rounded."""
 
@@ -62,6 +64,53 @@ class LanguageHost(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
+
+    def mixers(self) -> list[Any]:
+        """The mechanism in each layer."""
+        return [block.mixer for block in self.blocks]
+
+
+class SeriesHost(nn.Module):
+    """A forecaster of a multivariate series, read after the last time step, without positions but those of a mixer.
+
+    All channels of a time step are one token. Each window is normalised by its own mean and standard deviation, and
+    the forecast scaled back, as in `regard.models.series.forecaster`.
+
+    Args:
+        make_mixer: builds the mixer of a layer, given its number.
+        dim: width.
+        num_layers: number of blocks.
+        hidden: width inside the perceptrons.
+        channels: numbers per time step.
+        horizon: time steps that are forecast.
+    """
+
+    def __init__(
+        self,
+        make_mixer: Callable[[int], nn.Module],
+        *,
+        dim: int,
+        num_layers: int,
+        hidden: int,
+        channels: int,
+        horizon: int,
+    ) -> None:
+        super().__init__()
+        self.horizon = horizon
+        self.embedding = nn.Linear(channels, dim)
+        self.blocks = nn.ModuleList(Block(make_mixer(layer), dim=dim, hidden=hidden) for layer in range(num_layers))
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, horizon * channels)
+
+    def forward(self, series: Float[Tensor, "batch context channels"]) -> Float[Tensor, "batch horizon channels"]:
+        """The time steps that follow."""
+        mean = series.mean(dim=1, keepdim=True)
+        scale = (series.var(dim=1, keepdim=True, correction=0) + WINDOW_EPS).sqrt()
+        x = self.embedding((series - mean) / scale)
+        for block in self.blocks:
+            x = block(x)
+        forecast = self.head(self.norm(x[:, -1])).unflatten(-1, (self.horizon, series.shape[-1]))
+        return forecast * scale + mean
 
     def mixers(self) -> list[Any]:
         """The mechanism in each layer."""
@@ -199,4 +248,4 @@ class ResidualHost(nn.Module):
         return [block.mixer for block in self.blocks]
 
 
-Host = LanguageHost | VisionHost | ResidualHost
+Host = LanguageHost | SeriesHost | VisionHost | ResidualHost

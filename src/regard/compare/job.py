@@ -1,7 +1,8 @@
 """The files through which a race and its children talk: the job, the prepared data, and each child's part of results.
 
-A race's working folder holds `data.json` with `train.bin` and `validation.bin` (text) or `images.npz`, and for every
-mechanism a folder with `job.json`, `part.json` (its results so far) and, while it trains, `checkpoint.pt`.
+A race's working folder holds `data.json` with `train.bin` and `validation.bin` (text), `images.npz`, or `series.csv` (a
+copy of the user's file; the generated series is made again), and for every mechanism a folder with `job.json`,
+`part.json` (its results so far) and, while it trains, `checkpoint.pt`.
 """
 
 from __future__ import annotations
@@ -14,15 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from regard.compare.budget import ImageShape
+from regard.compare.budget import ImageShape, SeriesShape
+from regard.compare.series import baselines, description_of, notes_of
 from regard.compare.settings import Settings
 from regard.compare.text import Corpus, byte_labels, entropy_bits, factors_for, sample_of
 from regard.files import write_atomically
 from regard.tasks.image_files import ImageSet
+from regard.tasks.series.forecasting import Forecasting
+from regard.wording import shown
 
 PARTS = ("size", "map", "speed", "cost", "decode")
 """What is measured once per mechanism, beside its training runs; the timings are the last three."""
 TIMED_PARTS = PARTS[2:]
+SERIES_FILE = "series.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +175,38 @@ def store_images(images: ImageSet, folder: Path) -> dict[str, Any]:
 def shape_of(images: ImageSet) -> ImageShape:
     """What a host must know of the images."""
     return ImageShape(images.train.shape[1], images.train.shape[2], len(images.classes))
+
+
+def store_series(task: Forecasting, path: str | None, folder: Path) -> dict[str, Any]:
+    """Copy a series to where children read it, and return its description.
+
+    Args:
+        task: with the series.
+        path: the user's file; None = the generated series.
+        folder: the race's.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    if path is not None:
+        write_atomically(folder / SERIES_FILE, Path(path).read_bytes())
+    shape = series_shape(task)
+    described = {
+        "source": "a generated seasonal series" if path is None else shown(path),
+        "description": description_of(task, path),
+        "channels": [shown(channel, 40) for channel in task.channels],
+        "horizon": shape.horizon,
+        "shape": asdict(shape),
+        "baselines": {name: float(f"{value:.6g}") for name, value in baselines(task).items()},
+        "notes": notes_of(task),
+    }
+    write_atomically(folder / "data.json", json.dumps(described))
+    return described
+
+
+def series_shape(task: Forecasting) -> SeriesShape:
+    """What a host must know of the series."""
+    return SeriesShape(len(task.channels), task.settings.horizon)
 
 
 def read_description(folder: Path) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from regard.compare.race_tasks import TASKS
 from regard.errors import UserError
 from regard.metadata import Entry, No
 from regard.registry import create, entry_of, systems
@@ -26,18 +27,23 @@ def why_unfit(entry: Entry, task: str) -> str:
 
     Args:
         entry: the registered class.
-        task: "text" or "image".
+        task: name of the task.
     """
     if entry.kind not in ("sequence", "feature") or entry.traits is None:
         return f"it is a {entry.kind}, not a mechanism"
+    traits, race = entry.traits, TASKS[task]
     if entry.kind == "feature":
-        if task == "text":
+        if not race.feature_mixers:
             return "it acts on feature maps"
-        if IMAGE_DIMENSIONS not in entry.traits.spatial_dims:
+        if IMAGE_DIMENSIONS not in traits.spatial_dims:
             return "it does not act on two-dimensional feature maps"
-        return ""
-    if task == "text" and isinstance(entry.traits.causal, No):
-        return f"a language model needs a causal form, and {entry.traits.causal.reason}"
+    elif isinstance(traits.causal, No):
+        if race.why_causal:
+            return f"{race.why_causal}, and {traits.causal.reason}"
+        if isinstance(traits.bidirectional, No):
+            return f"it does not mix a sequence with itself: {traits.bidirectional.reason}"
+    if isinstance(traits.any_length, No):
+        return f"it is timed at several lengths, and {traits.any_length.reason}"
     return ""
 
 
@@ -51,7 +57,7 @@ def choose(task: str, wanted: str) -> tuple[str, ...]:
     """The mechanisms that the user named.
 
     Args:
-        task: "text" or "image".
+        task: name of the task.
         wanted: names separated by commas, or "all".
 
     Raises:
@@ -80,9 +86,9 @@ def title_of(entry: Entry) -> str:
 
 
 def is_causal(name: str, task: str) -> bool:
-    """Whether a sequence mixer runs in its causal form: always on text; on images only where it has no other."""
+    """Whether a sequence mixer runs in its causal form: where the task asks for it, or it has no other."""
     traits = entry_of(name).traits
-    return task == "text" or (traits is not None and isinstance(traits.bidirectional, No))
+    return bool(TASKS[task].why_causal) or (traits is not None and isinstance(traits.bidirectional, No))
 
 
 def make_feature_mixer(name: str, *, channels: int) -> Any:

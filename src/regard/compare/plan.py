@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regard.compare.budget import Fit, ImageShape, build_host, fit
+from regard.compare.budget import Fit, SeriesShape, Shape, build_host, fit
 from regard.compare.cost import SECONDS_PER_LENGTH, build_alone, input_of, seconds_of, why_too_large
 from regard.compare.hosts import BYTES
+from regard.compare.problems import loss_of
+from regard.compare.race_tasks import TASKS
+from regard.compare.series import EVALUATION_WINDOWS
 from regard.compare.settings import Settings
 from regard.compare.text import EVALUATION_BYTES, FACTORS
+from regard.compare.training import VALIDATION_POINTS
 from regard.errors import describe_exception
 
 START_S = 3.0
@@ -43,7 +46,7 @@ class Planned:
     why: str = ""
 
 
-def plan(settings: Settings, shape: ImageShape | None) -> list[Planned]:
+def plan(settings: Settings, shape: Shape) -> list[Planned]:
     """A row per mechanism; every host takes one step on random data so that its time can be estimated."""
     return [_row(name, settings, shape) for name in settings.mechanisms]
 
@@ -55,7 +58,7 @@ def minutes(rows: list[Planned], settings: Settings) -> float:
     return seconds / 60
 
 
-def _row(name: str, settings: Settings, shape: ImageShape | None) -> Planned:
+def _row(name: str, settings: Settings, shape: Shape) -> Planned:
     torch.manual_seed(0)
     try:
         found = fit(name, settings, shape)
@@ -64,22 +67,33 @@ def _row(name: str, settings: Settings, shape: ImageShape | None) -> Planned:
         measure_s = _measure_s(name, settings)
     except (ValueError, TypeError, RuntimeError) as error:
         return Planned(name, None, why=describe_exception(error))
-    evaluated = len(FACTORS) * EVALUATION_BYTES / (settings.batch * settings.train_length) if shape is None else 10
-    train_s = settings.seeds * step_s * (settings.steps + evaluated * FORWARD_SHARE)
+    train_s = settings.seeds * step_s * (settings.steps + _evaluated(settings, shape) * FORWARD_SHARE)
     return Planned(name, found, train_s, measure_s)
 
 
-def _random_batch(settings: Settings, shape: ImageShape | None) -> tuple[Tensor, Tensor]:
+def _evaluated(settings: Settings, shape: Shape) -> float:
+    """Batches of validation data per run."""
+    if shape is None:
+        return len(FACTORS) * EVALUATION_BYTES / (settings.batch * settings.train_length)
+    if isinstance(shape, SeriesShape):
+        return (VALIDATION_POINTS + 1) * EVALUATION_WINDOWS / settings.batch
+    return 10
+
+
+def _random_batch(settings: Settings, shape: Shape) -> tuple[Tensor, Tensor]:
     if shape is None:
         tokens = torch.randint(BYTES, (settings.batch, settings.train_length + 1))
         return tokens[:, :-1], tokens[:, 1:]
+    if isinstance(shape, SeriesShape):
+        series = torch.randn(settings.batch, settings.train_length + shape.horizon, shape.channels)
+        return series[:, : settings.train_length], series[:, settings.train_length :]
     images = torch.randn(settings.batch, shape.channels, shape.size, shape.size)
     return images, torch.randint(shape.classes, (settings.batch,))
 
 
 def _step_s(host: nn.Module, inputs: Tensor, targets: Tensor) -> float:
     def step() -> None:
-        F.cross_entropy(host(inputs).flatten(0, -2), targets.flatten()).backward()
+        loss_of(host(inputs), targets).backward()
 
     step()
     return min(seconds_of(step) for _ in range(2))
@@ -101,7 +115,7 @@ def _measure_s(name: str, settings: Settings) -> float:
                 continue
             grown = once * (length / probe) ** _power(contestant)
             seconds += max(SECONDS_PER_LENGTH / 2, CALLS_PER_LENGTH * grown)
-    return seconds * (1 + DECODE_SHARE if settings.task == "text" else 1)
+    return seconds * (1 + DECODE_SHARE if not TASKS[settings.task].no_decoding else 1)
 
 
 def _power(name: str) -> int:

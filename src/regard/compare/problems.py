@@ -13,11 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regard.compare.budget import ImageShape
+from regard.compare.budget import ImageShape, SeriesShape, Shape
 from regard.compare.cost import is_out_of_memory
 from regard.compare.images import patches_per_side, training_batch
+from regard.compare.job import SERIES_FILE
+from regard.compare.race_tasks import IMAGE, SERIES, TEXT
+from regard.compare.series import PART, read_series, shown_window
 from regard.compare.settings import Settings
 from regard.compare.text import training_windows, validation_windows
+from regard.tasks.evaluation import sums_over, to_device
 from regard.wording import shown
 
 CURVE_IMAGES = 1024
@@ -33,8 +37,9 @@ class Problem(ABC):
         device: where the host runs.
     """
 
-    metric: str
-    better: str
+    shape: Shape = None
+    curve_scale = 1.0
+    """What the loss is multiplied by in the training curve."""
 
     def __init__(self, settings: Settings, described: dict[str, Any], device: torch.device) -> None:
         self.settings = settings
@@ -47,11 +52,11 @@ class Problem(ABC):
 
     @abstractmethod
     def validation_loss(self, host: nn.Module) -> float:
-        """Bits per byte, or for images cross-entropy in nats, on validation data, for the learning curve."""
+        """The loss on validation data, as the learning curve shows it."""
 
     @abstractmethod
     def quality(self, host: nn.Module, tick: Callable[[], None], note: Callable[[str], None]) -> dict[str, Any]:
-        """Quality on the validation data: `quality`, and for text `extrapolation`.
+        """Quality on the validation data: `quality`, and `extrapolation` (empty where there is none).
 
         Args:
             host: the trained network.
@@ -70,18 +75,29 @@ class Problem(ABC):
     @property
     @abstractmethod
     def tokens_per_step(self) -> int:
-        """Tokens that a training step processes: bytes, or images."""
+        """Tokens that a training step processes: bytes, time steps, or images."""
+
+    @property
+    @abstractmethod
+    def tokens_per_example(self) -> int:
+        """Tokens, counted in the same way, of the input that `one_example` gives."""
 
     def loss(self, host: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats."""
-        return F.cross_entropy(host(inputs).flatten(0, -2), targets.flatten())
+        """Mean cross-entropy in nats, or mean squared error."""
+        return loss_of(host(inputs), targets)
+
+
+def loss_of(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of scores for whole numbers, mean squared error of numbers."""
+    if targets.is_floating_point():
+        return F.mse_loss(outputs, targets)
+    return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
 
 
 class TextProblem(Problem):
     """Predicting the next byte; quality in bits per byte."""
 
-    metric = "bits_per_byte"
-    better = "lower"
+    curve_scale = 1 / math.log(2)
 
     def __init__(self, settings: Settings, described: dict[str, Any], device: torch.device, folder: Path) -> None:
         super().__init__(settings, described, device)
@@ -145,12 +161,16 @@ class TextProblem(Problem):
         """Bytes."""
         return self.settings.batch * self.settings.train_length
 
+    @property
+    def tokens_per_example(self) -> int:
+        """Bytes."""
+        return self.settings.train_length
+
 
 class ImageProblem(Problem):
     """Telling the class of an image; quality is accuracy."""
 
-    metric = "accuracy"
-    better = "higher"
+    shape: ImageShape
 
     def __init__(self, settings: Settings, described: dict[str, Any], device: torch.device, folder: Path) -> None:
         super().__init__(settings, described, device)
@@ -203,8 +223,65 @@ class ImageProblem(Problem):
         """Images."""
         return self.settings.batch
 
+    @property
+    def tokens_per_example(self) -> int:
+        """One image."""
+        return 1
+
+
+class SeriesProblem(Problem):
+    """Forecasting what follows a window; quality is the mean squared error of standardised values."""
+
+    shape: SeriesShape
+
+    def __init__(self, settings: Settings, described: dict[str, Any], device: torch.device, folder: Path) -> None:
+        super().__init__(settings, described, device)
+        copy = folder / SERIES_FILE
+        self.task = read_series(str(copy) if copy.exists() else None, train_length=settings.train_length)
+        self.shape = SeriesShape(**described["shape"])
+
+    def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
+        """Windows chosen by seed and step."""
+        return to_device(self.task.batch(np.random.default_rng([seed, step]), self.settings.batch), self.device)
+
+    def validation_loss(self, host: nn.Module) -> float:
+        """The same as the quality."""
+        return self._mse(host, lambda: None)
+
+    def quality(self, host: nn.Module, tick: Callable[[], None], note: Callable[[str], None]) -> dict[str, Any]:
+        """Mean squared error on the validation windows; a forecast belongs to one length, so none beyond it."""
+        return {"quality": self._mse(host, tick), "extrapolation": []}
+
+    def _mse(self, host: nn.Module, tick: Callable[[], None]) -> float:
+        return self.task.summary(sums_over(self.task, host, PART, self.settings.batch, tick=tick))["mse"]
+
+    def one_example(self) -> Tensor:
+        """The context of one window."""
+        return self.batch(0, 0)[0][:1]
+
+    def shown_example(self) -> tuple[Tensor, list[str]]:
+        """A window of the validation part, a token per time step."""
+        window, labels = shown_window(self.task)
+        return window.to(self.device), labels
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Time steps that are read."""
+        return self.settings.batch * self.settings.train_length
+
+    @property
+    def tokens_per_example(self) -> int:
+        """Time steps that are read."""
+        return self.settings.train_length
+
+
+_KINDS: dict[str, Callable[[Settings, dict[str, Any], torch.device, Path], Problem]] = {
+    TEXT.name: TextProblem,
+    IMAGE.name: ImageProblem,
+    SERIES.name: SeriesProblem,
+}
+
 
 def make_problem(settings: Settings, described: dict[str, Any], folder: Path, device: torch.device) -> Problem:
     """The problem of a race's task, with its prepared data."""
-    kind = TextProblem if settings.task == "text" else ImageProblem
-    return kind(settings, described, device, folder)
+    return _KINDS[settings.task](settings, described, device, folder)

@@ -17,15 +17,15 @@ from typing import Any
 from rich.console import Console
 
 from regard.compare.children import Child, Event, Events, stop_all
+from regard.compare.data import read_data
 from regard.compare.folder import RunFolder, writing
-from regard.compare.job import Job, Part, read_description, store_images, store_text
+from regard.compare.job import Job, Part, read_description
 from regard.compare.progress import Progress
+from regard.compare.race_tasks import METRICS
 from regard.compare.results import assemble, machine, row_of
 from regard.compare.settings import Settings, threads_per_job
-from regard.compare.text import load_corpus
 from regard.errors import UserError
 from regard.measure import MeasurementError, available_memory_bytes
-from regard.tasks.image_files import load_images
 from regard.wording import bytes_in_words, shown
 
 POLL_S = 0.2
@@ -69,13 +69,9 @@ def prepare_data(settings: Settings, folder: RunFolder) -> dict[str, Any]:
     described = read_description(folder.work)
     if described is not None:
         return described
-    if settings.task == "text":
-        corpus = load_corpus(settings.data, train_length=settings.train_length)
-        with writing(folder.path):
-            return store_text(corpus, folder.work, train_length=settings.train_length)
-    images = load_images(settings.data, size=settings.image_size)
+    data = read_data(settings)
     with writing(folder.path):
-        return store_images(images, folder.work)
+        return data.store(folder.work)
 
 
 class Race:
@@ -292,7 +288,8 @@ def _verdict(row: dict[str, Any]) -> str:
     if row["status"] != "ok":
         return f"{row['status']}: {row['why']}"
     quality = row["quality"]
-    return f"{quality['mean']:.3f} bits/byte" if quality["better"] == "lower" else f"{quality['mean']:.1%} accuracy"
+    metric = METRICS[quality["metric"]]
+    return f"{metric.figure(quality['mean'])} {metric.unit}"
 
 
 def stamp() -> str:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from regard.compare.race_tasks import METRICS, Metric
 from regard.wording import bytes_in_words, ratio_in_words
 
 Row = Mapping[str, Any]
-
-MARGINS = {"bits_per_byte": 0.1, "accuracy": 0.03}
-"""How far from the best quality, relatively, a row may be to count as good enough when the cheapest is looked for."""
-_UNITS = {"bits_per_byte": "bits per byte", "accuracy": "accuracy"}
 
 
 def finished(rows: Sequence[Row]) -> list[Row]:
@@ -99,12 +96,16 @@ def _answer(question: str, row: Row, sentence: str) -> dict[str, str]:
 
 
 def _figure(value: float, row: Row) -> str:
-    metric = row["quality"]["metric"]
-    return f"{value:.1%} accuracy" if metric == "accuracy" else f"{value:.3f} {_UNITS.get(metric, metric)}"
+    metric = _metric(row)
+    return f"{metric.figure(value)} {metric.words}"
 
 
 def _difference(value: float, row: Row) -> str:
-    return f"{100 * value:.1f} points" if row["quality"]["metric"] == "accuracy" else f"{value:.3f}"
+    return _metric(row).difference(value)
+
+
+def _metric(row: Row) -> Metric:
+    return METRICS[row["quality"]["metric"]]
 
 
 def within_spread(first: Row, second: Row) -> bool | None:
@@ -154,15 +155,15 @@ def _good_enough(rows: Sequence[Row], factor: int | None = None) -> list[tuple[R
     scored = [(row, value) for row in rows if (value := _at_factor(row, factor)) is not None]
     if not scored:
         return []
-    quality = rows[0]["quality"]
-    sign = 1 if quality["better"] == "lower" else -1
+    metric = _metric(rows[0])
+    sign = 1 if metric.better == "lower" else -1
     best = min(sign * value for _, value in scored)
-    room = MARGINS[quality["metric"]] * abs(best)
+    room = metric.margin * abs(best)
     return [(row, sign * value - best) for row, value in scored if sign * value - best <= room]
 
 
 def _margin(row: Row) -> str:
-    return f"within {MARGINS[row['quality']['metric']]:.0%} of the best"
+    return f"within {_metric(row).margin:.0%} of the best"
 
 
 def _behind(row: Row, gap: float) -> str:
@@ -172,7 +173,7 @@ def _behind(row: Row, gap: float) -> str:
 def _best_at_length(ok: Sequence[Row]) -> dict[str, str] | None:
     """The cheapest at the longest length among the rows that are good enough there.
 
-    Good at the greatest multiple of the training length where there is one (text), else good at all (images).
+    Good at the greatest multiple of the training length where there is one, else good at all.
     """
     at = longest(ok)
     factor = max((point["factor"] for row in ok for point in row["extrapolation"]), default=None)

@@ -14,6 +14,7 @@ from typing import Any
 from regard._version import VERSION
 from regard.compare.job import Part
 from regard.compare.mechanisms import YARDSTICK, title_of
+from regard.compare.race_tasks import TASKS
 from regard.compare.rank import cost_ratio, longest, rank, recommend
 from regard.compare.settings import Settings, cores
 from regard.registry import entry_of
@@ -110,7 +111,7 @@ def row_of(name: str, part: Part, settings: Settings) -> dict[str, Any]:
     if "size" in measured:
         size = measured["size"]
         row |= {key: size[key] for key in ("params", "mixer_params", "budget", "budget_deviation")}
-        row["macs_per_token" if settings.task == "text" else "macs_per_image"] = size["macs"]
+        row[TASKS[settings.task].macs] = size["macs"]
     row |= _quality(part, settings)
     if "speed" in measured:
         row["training"] = {key: value for key, value in measured["speed"].items() if key != "took_s"}
@@ -139,11 +140,11 @@ def _quality(part: Part, settings: Settings) -> dict[str, Any]:
     found: dict[str, Any] = {"curves": curves} if curves else {}
     if not runs:
         return found
-    text = settings.task == "text"
+    metric = TASKS[settings.task].metric
     per_seed = [run["quality"] for run in runs]
     found["quality"] = {
-        "metric": "bits_per_byte" if text else "accuracy",
-        "better": "lower" if text else "higher",
+        "metric": metric.name,
+        "better": metric.better,
         **_mean_and_spread(per_seed),
         "per_seed": per_seed,
     }

@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from regard.compare.mechanisms import choose
+from regard.compare.race_tasks import TASKS, TEXT
 from regard.errors import UserError
 from regard.wording import shown
 
-TASKS = ("text", "image")
 MAX_JOBS_BY_DEFAULT = 4
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "text": {"lengths": (256, 512, 1024, 2048, 4096, 8192), "steps": 600, "train_length": 128, "batch": 8},
-    "image": {"lengths": (64, 256, 1024, 4096), "steps": 600, "train_length": 64, "batch": 32},
-}
+DEFAULTS = {name: task.defaults for name, task in TASKS.items()}
 SHARED_DEFAULTS = {"seeds": 1, "dim": 64, "num_layers": 2, "num_heads": 4}
 MAX_PATCHES_PER_SIDE = 8
 MIN_PATCH_SIZE = 2
@@ -44,13 +41,13 @@ class Settings:
     """All that decides a race.
 
     Args:
-        task: "text" or "image".
+        task: name of the task.
         data: absolute path of the user's data; None = built-in.
         mechanisms: names of the contestants.
         lengths: numbers of tokens at which cost and decoding are measured, ascending.
         steps: training steps per seed.
         seeds: training runs per mechanism, with seeds 0, 1, ...
-        train_length: bytes of a training window (text).
+        train_length: bytes of a training window (text), or time steps that are read, and that are forecast (series).
         batch: windows, or images, per step.
         dim: width of the host network.
         num_layers: its layers (in the residual host, blocks per stage).
@@ -139,7 +136,7 @@ class Settings:
         defaults = {**SHARED_DEFAULTS, **DEFAULTS[self.task], "time_limit_s": None, "imports": None, "image_size": None}
         for name, option in _OPTIONS.items():
             value = getattr(self, name)
-            if value == defaults[name] or (name == "train_length" and self.task == "image"):
+            if value == defaults[name] or name in TASKS[self.task].without:
                 continue
             words += [option, f"{value / 60:g}" if name == "time_limit_s" else _in_words(value)]
         if self.device != "cpu":
@@ -185,7 +182,7 @@ def make_settings(given: Mapping[str, Any], *, earlier: Settings | None = None) 
         chosen["data"] = os.path.abspath(chosen["data"])
     if str(chosen.get("imports", "")).endswith(".py"):
         chosen["imports"] = os.path.abspath(chosen["imports"])
-    task = chosen.get("task", earlier.task if earlier else TASKS[0])
+    task = chosen.get("task", earlier.task if earlier else TEXT.name)
     if "mechanisms" in chosen:
         chosen["mechanisms"] = choose(task, chosen["mechanisms"])
     if earlier is not None:
@@ -214,7 +211,7 @@ def default_out(task: str, stamp: str) -> Path:
     """Where a race goes when the user names no folder.
 
     Args:
-        task: "text" or "image".
+        task: name of the task.
         stamp: date and time.
     """
     return Path("runs") / f"compare-{task}-{stamp}"

@@ -16,14 +16,13 @@ SECONDS_FOR_SPEED = 2.0
 
 
 def count_macs(host: nn.Module, problem: Problem) -> float:
-    """Multiply-accumulates of the host per byte at the training length, or per image."""
+    """Multiply-accumulates of the host per token: per byte or time step at the training length, or per image."""
     example = problem.one_example()
-    tokens = example.shape[1] if problem.metric == "bits_per_byte" else 1
-    return contraction_macs(lambda: host(example)) / tokens
+    return contraction_macs(lambda: host(example)) / problem.tokens_per_example
 
 
 def measure_speed(host: nn.Module, yardstick: nn.Module, problem: Problem, tick: Tick) -> dict[str, Any]:
-    """Training steps of copies of two hosts in alternation: bytes (or images) per second, and the ratio of times.
+    """Training steps of copies of two hosts in alternation: tokens (or images) per second, and the ratio of times.
 
     Args:
         host: the network with the mechanism.

@@ -18,7 +18,7 @@ from regard.compare.decoding import measure_decode, why_no_decoding
 from regard.compare.hosts import Host
 from regard.compare.job import Job, Part, read_description
 from regard.compare.mechanisms import YARDSTICK, import_outsider
-from regard.compare.problems import ImageProblem, make_problem
+from regard.compare.problems import make_problem
 from regard.compare.speed import count_macs, measure_speed
 from regard.compare.training import Curve, DivergedError, Trainer, to_bytes
 from regard.files import write_atomically
@@ -66,7 +66,7 @@ class Contestant:
         if described is None:
             raise FileNotFoundError(f"no prepared data in {job.data}")
         self.problem = make_problem(self.settings, described, Path(job.data), self.device)
-        self.shape = self.problem.shape if isinstance(self.problem, ImageProblem) else None
+        self.shape = self.problem.shape
 
     def run(self) -> None:
         """All stages; what is in the part already is not done again."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from regard.compare.race_tasks import TASKS, TEXT
 from regard.compare.rank import cost_ratio, longest
 from regard.wording import bytes_in_words, ratio_in_words, shown
 
@@ -58,23 +59,27 @@ def table(results: Mapping[str, Any], *, width: int) -> Table:
 
 
 def _columns(results: Mapping[str, Any], rows: Sequence[Row]) -> list[Column]:
-    text = results["task"] == "text"
+    # a results file may come from anywhere
+    task = TASKS.get(results["task"], TEXT)
+    metric = task.metric
     at = longest(rows)
     factors = sorted({point["factor"] for row in rows for point in row["extrapolation"]} - {1})
     columns = [
         Column("\n#", lambda row: f"{row['rank']}{'*' if row['pareto'] else ' '}"),
         Column("\nmechanism", lambda row: shown(row["name"], 24)),
-        Column("bits/\nbyte" if text else "\naccuracy", _quality),
+        Column(metric.heading, lambda row: metric.figure(row["quality"]["mean"])),
     ]
     if any(row["quality"]["spread"] is not None for row in rows):
-        columns.append(Column("\n±", lambda row: _plain(row["quality"]["spread"], 3)))
+        columns.append(Column("\n±", lambda row: _plain(row["quality"]["spread"], metric.spread)))
     if factors:
-        columns.append(Column(f"at {factors[-1]}x\nlength", lambda row: _plain(_beyond(row, factors[-1]), 3)))
+        columns.append(
+            Column(f"at {factors[-1]}x\nlength", lambda row: _plain(_beyond(row, factors[-1]), metric.number))
+        )
     columns += [
-        Column("train\ntok/s" if text else "train\nimg/s", lambda row: _thousands(row["training"]["tokens_per_s"]), 3),
-        Column("train\nstep x", lambda row: _plain(row["training"]["ratio"], 2), 5),
+        Column(f"train\n{task.rate}", lambda row: _thousands(row["training"]["tokens_per_s"]), 3),
+        Column("train\nstep x", lambda row: _plain(row["training"]["ratio"], ".2f"), 5),
         Column(f"forward x\nat {at:,}" if at else "forward\nx", lambda row: _ratio(cost_ratio(row, at))),
-        Column("time\n~ n^", lambda row: _plain(row["cost"]["time_exponent"], 2), 2),
+        Column("time\n~ n^", lambda row: _plain(row["cost"]["time_exponent"], ".2f"), 2),
     ]
     if any(row["decode"] for row in rows):
         columns.append(Column("decode\nx", lambda row: _ratio(_last(row, "ratio"))))
@@ -83,13 +88,8 @@ def _columns(results: Mapping[str, Any], rows: Sequence[Row]) -> list[Column]:
     return columns
 
 
-def _quality(row: Row) -> str:
-    mean = row["quality"]["mean"]
-    return f"{mean:.3f}" if row["quality"]["better"] == "lower" else f"{mean:.1%}"
-
-
-def _plain(value: float | None, digits: int) -> str:
-    return MISSING if value is None else f"{value:.{digits}f}"
+def _plain(value: float | None, number: str) -> str:
+    return MISSING if value is None else f"{value:{number}}"
 
 
 def _ratio(value: float | None) -> str:

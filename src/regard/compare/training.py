@@ -40,7 +40,7 @@ class DivergedError(RuntimeError):
 class Curve:
     """How a run went: mean training loss since the last point, and validation loss (None where it is no number).
 
-    Text in bits per byte, images in nats.
+    Text in bits per byte, series in mean squared error, images in nats.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Trainer:
         self._since_point: list[float] = []
 
     def step(self) -> float:
-        """One step; returns its loss in nats.
+        """One step; returns its loss.
 
         Raises:
             DivergedError: the loss is NaN or infinite.
@@ -133,18 +133,15 @@ class Trainer:
         self._since_point.append(loss)
         if self.next_step % max(1, steps // CURVE_POINTS) == 0 or self.next_step in (1, steps):
             self.curve.steps.append(self.next_step)
-            self.curve.train.append(self._in_metric(sum(self._since_point) / len(self._since_point)))
+            mean = sum(self._since_point) / len(self._since_point)
+            self.curve.train.append(_rounded(self.problem.curve_scale * mean))
             self._since_point.clear()
         if self.next_step % max(1, steps // VALIDATION_POINTS) == 0 or self.next_step == steps:
             self.host.eval()
             value = self.problem.validation_loss(self.host)
             self.curve.validation_steps.append(self.next_step)
-            self.curve.validation.append(round(value, 4) if math.isfinite(value) else None)
+            self.curve.validation.append(_rounded(value) if math.isfinite(value) else None)
             self.host.train()
-
-    def _in_metric(self, nats: float) -> float:
-        """Text is shown in bits per byte throughout; for images the curve is the cross-entropy in nats."""
-        return round(nats / math.log(2) if self.problem.metric == "bits_per_byte" else nats, 4)
 
     def save(self, checkpoint: Path) -> None:
         """Write everything that the rest of the run depends on."""
@@ -170,6 +167,11 @@ class Trainer:
         self.next_step = stored["step"]
         self.curve = Curve(**stored["curve"])
         self._since_point = stored["since_point"]
+
+
+def _rounded(loss: float) -> float:
+    """Six digits, wherever the point is."""
+    return float(f"{loss:.6g}")
 
 
 def to_bytes(stored: dict[str, Any]) -> bytes:

@@ -18,9 +18,8 @@ from regard.report.ranking import ranking_html
 from regard.report.results import Results, read
 from regard.report.scaling import cost_charts, decode_charts
 from regard.report.tradeoff import pareto
-from regard.report.wording import QualityWords, listed
+from regard.report.wording import QualityWords, listed, task_words
 
-_TASKS = {"text": "byte\u2011level language modelling", "image": "image classification"}
 _SETTING_NAMES = {"num_layers": "layers", "num_heads": "heads", "dim": "width", "train_length": "training length"}
 
 
@@ -78,7 +77,7 @@ def write_pngs(results: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def _title(race: Results) -> str:
     mechanisms = f"{len(race.rows)} attention mechanisms" if len(race.rows) != 1 else "One attention mechanism"
-    return f"{mechanisms} on {_TASKS.get(race.task, race.task)}"
+    return f"{mechanisms} on {task_words(race.task).title}"
 
 
 def _subtitle(race: Results) -> str:
@@ -132,16 +131,17 @@ def _ranking(race: Results, styled: Sequence[Entry], words: QualityWords) -> Sec
 
 
 def _chart_sections(race: Results, styled: Sequence[Entry], words: QualityWords) -> list[Section]:
+    task = task_words(race.task)
     sections = [
         Section("trade-off", "The trade-off", "Trade-off", charts=[pareto(race, styled, words)]),
         Section("cost", "Growth with length", "Growth", charts=cost_charts(race, styled)),
         Section("decoding", "Decoding", "Decoding", _why_no_decoding(race), charts=decode_charts(race, styled)),
     ]
     learning = [curve_chart(race, styled)]
-    if race.task != "image" or any(row.extrapolation for row in race.rows):
+    if task.extrapolates or any(row.extrapolation for row in race.rows):
         learning.append(extrapolation_chart(styled, words))
     sections.append(Section("learning", "Learning", "Learning", charts=learning))
-    if race.task == "image" and not any(row.decode for row in race.rows):
+    if not task.decodes and not any(row.decode for row in race.rows):
         sections = [section for section in sections if section.id != "decoding"]
     return sections
 
@@ -160,9 +160,9 @@ def _maps(race: Results, panels: Sequence[MapPanel]) -> Section:
     lead += " Signed maps have their own scale, centred on 0." if signed else ""
     if not any(panel.map for panel in panels):
         lead = "No mechanism has a map in these results."
-    return Section(
-        "maps", "What they attend to", "Attention maps", lead, maps_html(panels, patches=race.task == "image")
-    )
+    task = task_words(race.task)
+    drawn = maps_html(panels, heading=task.sample, apart=task.sample_apart)
+    return Section("maps", "What they attend to", "Attention maps", lead, drawn)
 
 
 def _method(race: Results) -> Section:
@@ -173,6 +173,7 @@ def _method(race: Results) -> Section:
         "compared by the ratio, which a busy machine changes less than it changes seconds.",
         "Exponents are slopes fitted to the logarithms of time or memory and length: 1 is linear, 2 is quadratic.",
         "A MAC is one multiply-accumulate in a matrix product or convolution; parameters are counted, not estimated.",
+        *task_words(race.task).notes,
     ]
     groups = [("Settings", _facts(race.settings)), ("Data", _facts(race.data)), ("Machine", _facts(race.machine))]
     body = fragment("method.html", notes=notes, command=race.command, groups=groups)

@@ -12,7 +12,7 @@ from regard.report.page import Chart, Table, View
 from regard.report.palette import themed
 from regard.report.results import Results
 from regard.report.units import Formatter
-from regard.report.wording import QualityWords
+from regard.report.wording import QualityWords, task_words
 
 MOST_POINTS = 400
 Part = Literal["validation", "train"]
@@ -42,18 +42,25 @@ def curve_lines(styled: Sequence[Entry], part: Part) -> list[Line]:
     lines = []
     for entry in styled:
         if points := mean_points(seed_points(entry, part)):
-            hover = [f"step {units.whole(x)}\n{part}: {units.plain(y, 3)}" for x, y in points]
-            lines.append(Line(entry, points, hover, units.plain(points[-1][1], 3)))
+            hover = [f"step {units.whole(x)}\n{part}: {_loss(y)}" for x, y in points]
+            lines.append(Line(entry, points, hover, _loss(points[-1][1])))
     return lines
 
 
+def _loss(value: float) -> str:
+    """Three decimals, or below 0.1 three digits."""
+    return units.plain(value, 3) if abs(value) >= 0.1 else units.figure(value, 3)
+
+
 def curve_words(results: Results) -> str:
-    """Return what the learning curves measure: bits per byte for text, the training loss otherwise."""
-    return "bits per byte" if results.metric == "bits_per_byte" else "loss"
+    """Return what the learning curves measure."""
+    return task_words(results.task).curve
 
 
 def baselines_within(results: Results, y: Axis) -> list[tuple[str, float]]:
     """Return the reference lines that fall inside an axis, without those too close to another to read its name."""
+    if not task_words(results.task).measures_quality:
+        return []
     within = sorted((value, name) for name, value in results.baselines.items() if y.low <= value <= y.high)
     kept: list[tuple[str, float]] = []
     for value, name in within:

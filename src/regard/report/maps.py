@@ -54,19 +54,20 @@ def label_text(label: str) -> str:
     return _SHOWN.get(label, label)
 
 
-def maps_html(panels: Sequence[MapPanel], *, patches: bool = False) -> Markup:
+def maps_html(panels: Sequence[MapPanel], *, heading: str, apart: bool) -> Markup:
     """Return the sample, the head selector, and a panel per mechanism (or the reason why it has no map).
 
     Args:
         panels: one per mechanism.
-        patches: whether tokens are patches of an image, labelled by row and column, and not characters of a text.
+        heading: of the sample.
+        apart: whether its labels stand apart, and are not the characters of a text.
     """
     drawn = [panel for panel in panels if panel.map]
     heads = max((len(panel.map.heads) for panel in drawn if panel.map), default=0)
     sample = next((panel.map.labels for panel in drawn if panel.map and panel.map.labels), ())
     tokens = [(label_text(label), label == "\n") for label in sample]
     described = [_described(panel, index) for index, panel in enumerate(panels)]
-    return fragment("maps.html", panels=described, heads=heads, sample=tokens, patches=patches)
+    return fragment("maps.html", panels=described, heads=heads, sample=tokens, heading=heading, apart=apart)
 
 
 def _described(panel: MapPanel, index: int) -> dict[str, Any]:

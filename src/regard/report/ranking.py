@@ -13,7 +13,7 @@ from regard.report.charts import Entry
 from regard.report.learning import factor
 from regard.report.page import fragment
 from regard.report.results import Results, Row
-from regard.report.wording import QualityWords
+from regard.report.wording import QualityWords, task_words
 
 Figure = tuple[float | None, str]
 
@@ -82,7 +82,7 @@ def _quality_columns(results: Results, words: QualityWords) -> list[TableColumn]
 
 
 def _speed_columns(results: Results) -> list[TableColumn]:
-    processed = "images" if results.task == "image" else "tokens"
+    processed = f"{task_words(results.task).token}s"
     than = f"relative to {units.shorten(results.yardstick)}"
     longest = max((r.cost.longest_ratio() or (0.0, 0.0) for r in results.rows if r.cost), default=(0.0, 0.0))[0]
 
@@ -152,7 +152,7 @@ def _decoding_columns(results: Results) -> list[TableColumn]:
 
 
 def _size_columns(results: Results) -> list[TableColumn]:
-    per = "image" if results.task == "image" else "token"
+    per = task_words(results.task).token
     return [
         TableColumn(
             "size",

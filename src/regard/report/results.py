@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from regard.report.units import clean, finite
+from regard.report.wording import task_words
 
 SCHEMA = 1
 Column = tuple[float | None, ...]
@@ -18,7 +19,7 @@ Matrix = tuple[Column, ...]
 
 @dataclass(frozen=True)
 class Quality:
-    """How well a mechanism did: bits per byte (lower is better) or accuracy (higher is better)."""
+    """How well a mechanism did, such as in bits per byte (lower is better) or accuracy (higher is better)."""
 
     metric: str
     lower_is_better: bool
@@ -152,7 +153,7 @@ class Results:
         for row in self.rows:
             if row.quality is not None:
                 return row.quality.metric
-        return "accuracy" if self.task == "image" else "bits_per_byte"
+        return task_words(self.task).metric
 
     @property
     def lower_is_better(self) -> bool:

@@ -162,7 +162,7 @@ def decode_charts(results: Results, styled: Sequence[Entry]) -> list[Chart]:
             ("time", "time per token", time, units.seconds),
             (f"÷ {yardstick}", f"time per token, relative to {yardstick}", relative, units.ratio),
         ]
-        caption = "Time for one new token after so many; a flat line does not slow down as the text grows."
+        caption = "Time for one new token after so many; a flat line does not slow down as the input grows."
         charts.append(_chart("decode", title, caption, "position", views))
     else:
         charts.append(nothing("decode", title, "no decoding was measured"))

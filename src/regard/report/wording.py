@@ -1,4 +1,4 @@
-"""How a race's quality is spoken of: bits per byte, where lower is better, or accuracy, where higher is."""
+"""How a race is spoken of: its task, and its quality, such as bits per byte, where lower is better."""
 
 from __future__ import annotations
 
@@ -8,12 +8,78 @@ from dataclasses import dataclass
 from regard.report import units
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaskWords:
+    """The words of a task.
+
+    Args:
+        title: what mechanisms are raced on.
+        token: what training speed and multiply-accumulates are counted in.
+        metric: the quality of rows that do not name theirs.
+        curve: what learning curves measure.
+        sample: heading of the sample that maps are shown on.
+        sample_apart: whether the sample's labels stand apart, and are no text.
+        decodes: whether mechanisms may decode.
+        extrapolates: whether quality is measured beyond the training length.
+        notes: sentences on how it was measured.
+    """
+
+    title: str
+    token: str = "token"
+    metric: str = "bits_per_byte"
+    curve: str = "bits per byte"
+    sample: str = "The sample"
+    sample_apart: bool = False
+    decodes: bool = True
+    extrapolates: bool = True
+    notes: tuple[str, ...] = ()
+
+    @property
+    def measures_quality(self) -> bool:
+        """Whether learning curves measure the quality itself, so that its baselines can stand beside them."""
+        return self.curve != "loss"
+
+
+_TASKS = {
+    "text": TaskWords(title="byte\u2011level language modelling"),
+    "image": TaskWords(
+        title="image classification",
+        token="image",
+        metric="accuracy",
+        curve="loss",
+        sample="Patches of the sample, by row and column",
+        sample_apart=True,
+        decodes=False,
+        extrapolates=False,
+    ),
+    "series": TaskWords(
+        title="time\u2011series forecasting",
+        token="time step",
+        metric="mse",
+        curve="mse",
+        sample="Time steps of the sample, counted back from the last, t",
+        sample_apart=True,
+        extrapolates=False,
+        notes=(
+            "The mse is the mean squared error over all channels and all time steps that are forecast, of values "
+            "standardised by the mean and the standard deviation of the training part.",
+            "As many time steps are forecast as are read; a token is a time step with all its channels.",
+        ),
+    ),
+}
+
+
+def task_words(task: str) -> TaskWords:
+    """The words of a task; of one that is not known, its name."""
+    return _TASKS.get(task, TaskWords(title=task, curve="loss"))
+
+
 @dataclass(frozen=True)
 class QualityWords:
     """The words and number formats of a quality metric.
 
     Args:
-        metric: its name in the results: "bits_per_byte", "accuracy", or another.
+        metric: its name in the results: "bits_per_byte", "accuracy", "mse", or another.
         lower_is_better: whether a smaller figure is the better one.
     """
 
@@ -39,6 +105,9 @@ class QualityWords:
         """Format a figure without its unit."""
         if self.metric == "accuracy":
             return units.percent(number)
+        if self.metric == "mse":
+            # three digits wherever the point is: a series that is easy to forecast has a tiny error
+            return units.figure(number, 3)
         return units.plain(number, 3)
 
     def tick(self, number: float | None) -> str:
@@ -49,6 +118,8 @@ class QualityWords:
         """Format a standard deviation as ± figure; empty where there is none."""
         if number is None:
             return ""
+        if self.metric == "mse":
+            return f"± {units.figure(number, 2)}"
         return f"± {units.plain(100 * number, 1) if self.metric == 'accuracy' else units.plain(number, 3)}"
 
     def with_unit(self, mean: float | None, spread: float | None = None) -> str:

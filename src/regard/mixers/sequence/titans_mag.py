@@ -1,0 +1,149 @@
+"""Titans with the memory as a gate: attention in a sliding window times what the long-term memory holds.
+
+Paper: "Titans: Learning to Memorize at Test Time", Behrouz, Zhong and Mirrokni, 2025, https://arxiv.org/abs/2501.00663,
+section 4.2, equations 26 to 28. The authors published no code, and the public implementation has no such variant.
+x~ = [p ; x] with persistent tokens p; y = window attention(x~), in which p is always visible; o = y (x) M(x~). The
+paper leaves (x) open: here both are normalised with learned weights, the memory goes through a SiLU, and they are
+multiplied. The memory itself is that of `regard.mixers.sequence.titans`.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from jaxtyping import Float
+from torch import Tensor
+
+from regard.contract import SequenceMixer, State, state
+from regard.layers.memory_gate import MemoryGate, side_by_side
+from regard.layers.neural_memory import MemoryState, NeuralMemory, memory_layer_macs
+from regard.layers.prefix_attention import PrefixWindowAttention, PrefixWindowState
+from regard.metadata import Example
+from regard.mixers.sequence.titans import MEMORY_TRAITS, PAPER, persistent_tokens
+from regard.ops.prefix_window import prefix_window_attention_macs
+from regard.registry import register
+
+
+@state
+class GatedMemoryState(State):
+    """A memory and a window."""
+
+    memory: MemoryState
+    attention: PrefixWindowState
+
+
+@register(
+    name="titans_mag",
+    system="titans",
+    paper=PAPER,
+    traits=MEMORY_TRAITS,
+    example=Example(
+        kwargs={"dim": 18, "num_heads": 3, "chunk_size": 5, "window_size": 7, "num_persistent": 2, "rope_base": 100.0},
+        batch=2,
+        tokens=13,
+    ),
+)
+class TitansMAG(SequenceMixer):
+    """Memory as a gate: a sliding window and a long-term memory side by side.
+
+    o = (norm(window attention([p ; x])) * silu(norm(M([p ; x])))) W_o.
+
+    Args:
+        dim: width of the model.
+        num_heads: heads of attention, and memories; must divide `dim`.
+        causal: True; there is no other form.
+        window_size: tokens that a query sees, its own among them, beside the persistent ones.
+        rope_base: base of attention's rotary embedding; None = no positions.
+        memory_depth: L_M, matrices of the memory; 1 = a linear memory.
+        expansion: hidden width of the memory, in widths of a head.
+        residual_norm: M(k) = k + norm(...) (1 + gain) in place of the bare perceptron.
+        momentum: past surprise counts (eta).
+        forgetting: the memory decays (alpha).
+        convolution: short convolutions on the memory's queries, keys and values.
+        num_persistent: learned tokens before the sequence.
+        max_surprise: largest norm of one token's gradient by one weight, beyond which it is shortened; None = any.
+        chunk_size: tokens whose gradients are taken at the same weights.
+        recompute: compute the memory's chunks anew in backward.
+
+    Raises:
+        ValueError: sizes that are not positive or do not divide, `causal=False`, or a rotary embedding with an odd
+            head width.
+
+    Cost: that of `TitansLMM`, and 2 * dim * (window + block) MACs per token.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int = 4,
+        causal: bool = True,
+        window_size: int = 64,
+        rope_base: float | None = None,
+        memory_depth: int = 2,
+        expansion: int = 2,
+        residual_norm: bool = False,
+        momentum: bool = True,
+        forgetting: bool = True,
+        convolution: bool = True,
+        num_persistent: int = 4,
+        max_surprise: float | None = 10.0,
+        chunk_size: int = 64,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__(dim, num_heads=num_heads, causal=causal)
+        self.memory = NeuralMemory(
+            dim,
+            num_heads=num_heads,
+            memory_depth=memory_depth,
+            expansion=expansion,
+            residual_norm=residual_norm,
+            momentum=momentum,
+            forgetting=forgetting,
+            convolution=convolution,
+            max_surprise=max_surprise,
+            chunk_size=chunk_size,
+            recompute=recompute,
+        )
+        self.attention = PrefixWindowAttention(dim, num_heads=num_heads, window_size=window_size, rope_base=rope_base)
+        self.persistent = persistent_tokens(num_persistent, dim)
+        self.gate = MemoryGate(dim, head_dim=self.memory.head_dim)
+
+    def _prefix(self) -> tuple[Tensor, Tensor]:
+        # a copy, since counting FLOPs refuses a module whose input is a view of a parameter
+        tokens = self.attention.k_proj.weight.new_zeros(0, self.dim) if self.persistent is None else self.persistent
+        return self.attention.prefix(tokens[None].clone())
+
+    def mix(
+        self, x: Tensor, *, context: Tensor | None, mask: Tensor | None, segments: Tensor | None, bias: Tensor | None
+    ) -> Float[Tensor, "batch heads tokens two_widths"]:
+        """Attention and memory side by side; padding is in the future, so a mask changes nothing."""
+        _, start = self.memory.begin(self.persistent)
+        return side_by_side(self.attention(x, self._prefix()), self.memory(x, start))
+
+    def out(self, mixed: Tensor, x: Tensor) -> Tensor:
+        """Gate one by the other, merge the heads and project."""
+        return self.gate(mixed)
+
+    def init_state(self, batch: int, *, max_len: int | None = None) -> GatedMemoryState:
+        """The memory before the first token, and an empty window; `max_len` changes nothing."""
+        memory = self.memory.begin(self.persistent)[1].expand(batch)
+        attention = self.attention.init_state(batch, self._prefix())
+        return GatedMemoryState(position=memory.position.clone(), memory=memory, attention=attention)
+
+    def mix_step(self, x: Tensor, state: GatedMemoryState, *, mask: Tensor | None) -> tuple[Tensor, GatedMemoryState]:
+        """New tokens after those of the state."""
+        reads, memory = self.memory.step(x, state.memory, mask=mask)
+        mixed, attention = self.attention.step(x, state.attention, mask=mask)
+        after = GatedMemoryState(position=memory.position, memory=memory, attention=attention)
+        return side_by_side(mixed, reads), after
+
+    @classmethod
+    def count_macs(cls, options: SimpleNamespace, *, batch: int, tokens: int, keys: int) -> int:
+        """The memory and its projections, the window's four, and the windows."""
+        dim, prefix = options.dim, options.num_persistent
+        windows = options.num_heads * prefix_window_attention_macs(
+            queries=tokens, head_dim=dim // options.num_heads, window_size=options.window_size, prefix=prefix
+        )
+        attention = batch * (4 * tokens * dim**2 + windows) + 2 * prefix * dim**2
+        return memory_layer_macs(options, batch=batch, tokens=tokens) + attention
