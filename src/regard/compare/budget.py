@@ -16,6 +16,7 @@ from regard.compare.hosts import WIDTH_UNITS, Host, LanguageHost, ResidualHost, 
 from regard.compare.images import patch_size, patches_per_side
 from regard.compare.mechanisms import YARDSTICK, is_causal, make_feature_mixer
 from regard.compare.settings import Settings
+from regard.compare.text import FACTORS
 from regard.layers.mixer_by_name import mixer_by_name
 from regard.registry import entry_of
 
@@ -108,6 +109,7 @@ def build_host(name: str, settings: Settings, shape: Shape, knob: int) -> Host:
             causal=causal,
             layer_idx=layer,
             num_layers=settings.num_layers,
+            max_positions=FACTORS[-1] * settings.train_length,
         )
 
     if shape is None:

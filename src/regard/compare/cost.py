@@ -47,7 +47,10 @@ def build_alone(name: str, settings: Settings, device: torch.device) -> nn.Modul
         mixer = make_feature_mixer(name, channels=settings.dim)
     else:
         causal = is_causal(name, settings.task)
-        mixer = mixer_by_name(name, dim=settings.dim, num_heads=settings.num_heads, causal=causal)
+        longest = max(settings.lengths)
+        mixer = mixer_by_name(
+            name, dim=settings.dim, num_heads=settings.num_heads, causal=causal, max_positions=2 * longest
+        )
     return mixer.to(device).eval()
 
 

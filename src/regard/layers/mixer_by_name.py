@@ -21,6 +21,7 @@ def mixer_by_name(
     layer_idx: int = 0,
     num_layers: int = 1,
     rotary: bool = True,
+    max_positions: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> SequenceMixer:
     """Build a sequence mixer; rotary positions and its place in the network are given to those that ask for them.
@@ -33,6 +34,7 @@ def mixer_by_name(
         layer_idx: number of the layer, from 0.
         num_layers: layers of the network.
         rotary: rotary positions where the mechanism has them as an option.
+        max_positions: most tokens, for mechanisms that learn something for every position; None = their own default.
         options: further constructor arguments; they win over what is given by itself.
 
     Raises:
@@ -44,6 +46,8 @@ def mixer_by_name(
     offered: dict[str, Any] = {"layer_idx": layer_idx, "num_layers": num_layers}
     if rotary:
         offered["rope_base"] = ROPE_BASE
+    if max_positions is not None:
+        offered["max_positions"] = max_positions
     given = {option: value for option, value in offered.items() if option in accepted}
     mixer = create(name, dim=dim, num_heads=num_heads, causal=causal, **{**given, **(options or {})})
     if not isinstance(mixer, SequenceMixer):
