@@ -9,7 +9,7 @@ JOBS ?= 2
 
 help:
 	@echo "make install  install regard and what its commands need into $(VENV)"
-	@echo "make demo     race all sequence mechanisms on the Python standard library's sources (about 5 minutes)"
+	@echo "make demo     race all causal mechanisms on the Python standard library's sources (about 8 minutes)"
 	@echo "make test     the default tests"
 	@echo "make slow     the long tests"
 	@echo "make lint     ruff, mypy, import contracts, generated files"
@@ -42,7 +42,7 @@ $(VENV)/.peers: $(VENV)/.dev
 install: $(VENV)/.core
 
 # benchmarks/compare.py runs the same race
-DEMO := compare text --mechanisms all --steps 400 --lengths 256,512,1024,2048,4096
+DEMO := compare text --mechanisms all --steps 200 --lengths 256,512,1024,2048,4096
 
 demo: $(VENV)/.core
 	$(BIN)/regard $(DEMO) --out runs/demo --resume

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+OUTSIDERS = Path(__file__).parent / "compare" / "outsiders.py"
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -38,3 +40,20 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data folder at {folder} (set REGARD_DATA)")
     return folder
+
+
+@pytest.fixture
+def outsiders() -> Iterator[str]:
+    """The file of toy mechanisms, imported for the time of one test."""
+    from regard import registry
+    from regard.compare.mechanisms import import_outsider
+
+    runtime, classes = dict(registry._runtime), dict(registry._classes)
+    import_outsider(str(OUTSIDERS))
+    yield str(OUTSIDERS)
+    registry._runtime.clear()
+    registry._runtime.update(runtime)
+    registry._classes.clear()
+    registry._classes.update(classes)
+    for name in [name for name in sys.modules if name.startswith("regard_import_outsiders")]:
+        del sys.modules[name]

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-OUTSIDERS = Path(__file__).parents[1] / "compare" / "outsiders.py"
 TINY = ("--lengths", "8,16", "--steps", "3", "--train-length", "6", "--batch", "2", "--dim", "12", "--heads", "3")
 TINY = (*TINY, "--layers", "1", "--jobs", "2")
 
@@ -27,10 +26,10 @@ def write_series(path: Path, *, rows: int = 70, header: str = "date,load,<b>oil<
     return str(path)
 
 
-def test_a_csv_file_from_the_command_line_to_the_report_and_on_from_the_copy(regard, refused, tmp_path):
+def test_a_csv_file_from_the_command_line_to_the_report_and_on_from_the_copy(regard, refused, outsiders, tmp_path):
     write_series(tmp_path / "mine.csv")
     ran = regard("compare", "series", "--data", "mine.csv", "--mechanisms", "softmax,toy_raise", "--seeds", "2",
-                 "--out", "out", "--import", str(OUTSIDERS), *TINY)  # fmt: skip
+                 "--out", "out", "--import", outsiders, *TINY)  # fmt: skip
     assert ran.status == 0, ran.err
     assert "mine.csv: 70 rows of 2 channels; 49 train, 7 validate, 14 test (70, 10 and 20 %)" in ran.err
     race = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))

@@ -4,32 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from regard import registry
-from regard.compare.mechanisms import import_outsider
 from regard.compare.settings import Settings
-
-OUTSIDERS = Path(__file__).with_name("outsiders.py")
-
-
-@pytest.fixture
-def outsiders() -> Iterator[str]:
-    """The file of toy mechanisms, imported for the time of one test."""
-    runtime, classes = dict(registry._runtime), dict(registry._classes)
-    import_outsider(str(OUTSIDERS))
-    yield str(OUTSIDERS)
-    registry._runtime.clear()
-    registry._runtime.update(runtime)
-    registry._classes.clear()
-    registry._classes.update(classes)
-    for name in [name for name in sys.modules if name.startswith("regard_import_outsiders")]:
-        del sys.modules[name]
 
 
 @pytest.fixture

@@ -210,7 +210,7 @@ def linear_time() -> Measured:
 )
 @torch.no_grad()
 def flat_decoding() -> Measured:
-    """Ratios of medians of nine rounds."""
+    """Ratios of medians of 25 rounds."""
 
     def growth(mixer: SequenceMixer) -> float:
         def at(position: int) -> Callable[[], object]:
@@ -226,7 +226,7 @@ def flat_decoding() -> Measured:
 
             return decode
 
-        return race({"late": at(8192), "early": at(128)}, rounds=9).ratio("late", "early")
+        return race({"late": at(8192), "early": at(128)}, rounds=25).ratio("late", "early")
 
     with one_thread():
         found = {name: growth(cls(DIM, num_heads=NUM_HEADS).eval()) for name, cls in MIXERS.items()}  # type: ignore[call-arg]

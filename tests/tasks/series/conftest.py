@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from regard.tasks.fit import Hardware, fit
+from regard.tasks.networks import HOSTS
 from regard.tasks.recipe import Recipe
 from regard.tasks.task import Task
 
@@ -34,7 +35,7 @@ def trained(tmp_path: Path) -> Callable[[Task, Any], nn.Module]:
         outcome = fit(
             task,
             model,
-            model_name=task.host,
+            model_name=HOSTS[task.name],
             config=config,
             recipe=recipe,
             folder=folder,
