@@ -9,7 +9,7 @@ JOBS ?= 2
 
 help:
 	@echo "make install  install regard and what its commands need into $(VENV)"
-	@echo "make demo     race all causal mechanisms on the Python standard library's sources (about 8 minutes)"
+	@echo "make demo     race all causal mechanisms on the Python standard library's sources"
 	@echo "make test     the default tests"
 	@echo "make slow     the long tests"
 	@echo "make lint     ruff, mypy, import contracts, generated files"
