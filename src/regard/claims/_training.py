@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regard.tasks.recipe import Recipe
+
 SEEDS = (0, 1, 2)
-WARMUP_SHARE = 0.1
-FINAL_SHARE = 0.1
 CLIP_NORM = 1.0
 
 
@@ -99,7 +99,7 @@ def fit(
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, functools.partial(rate_share, steps=steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Recipe(steps=steps, learning_rate=1.0).rate)
     torch.manual_seed(seed)
     model.train()
     losses = []
@@ -116,15 +116,6 @@ def fit(
     model.eval()
     last = losses[-max(1, steps // 10) :]
     return sum(last) / len(last)
-
-
-def rate_share(step: int, *, steps: int) -> float:
-    """The learning rate of a step as a share of its peak: linear warm-up, then cosine."""
-    warmup = max(1, round(WARMUP_SHARE * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def fit_language(

@@ -22,8 +22,6 @@ EXAMPLES = """
   regard convert runs/softmax --to sea --set keys_per_query=16,estimate_width=32 --data my_corpus/ --out runs/sea
 """
 
-STAGES = ("teacher", "swapped", "distilled", "finetuned")
-
 
 def run(
     checkpoint: Path,

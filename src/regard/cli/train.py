@@ -185,9 +185,13 @@ def _take_back(folder: Path, earlier: bytes | None) -> None:
 
 
 def _show_plan(planned: Plan, console: Console, *, whole: bool) -> None:
+    import torch
+
     from regard.tasks.networks import config_to_plain, count_parameters
 
-    model = planned.build()
+    with torch.device("meta"):
+        # only its size is shown
+        model = planned.build()
     console.print(f"data: {planned.task.described}", soft_wrap=True)
     for note in planned.task.notes:
         console.print(f"note: {note}", soft_wrap=True)
@@ -210,6 +214,7 @@ def _show_plan(planned: Plan, console: Console, *, whole: bool) -> None:
 def _train(planned: Plan, folder: Path, hardware: Hardware, *, resume: bool, console: Console) -> int:
     from regard.cli.console import progress
     from regard.tasks import runs
+    from regard.tasks.networks import count_parameters
     from regard.tasks.outcome import in_words, measure, parts_of
 
     outcome = runs.train(planned, folder, hardware, resume=resume)
@@ -220,7 +225,7 @@ def _train(planned: Plan, folder: Path, hardware: Hardware, *, resume: bool, con
     with progress().status("evaluating"):
         final = measure(task, model, planned.recipe.batch, parts_of(task))
         extras = task.extras(model, task.parts()[0])
-    _report(planned, folder, outcome, final, extras)
+    _report(planned, folder, outcome, final, extras, parameters=count_parameters(model))
     console.print(f"{outcome.stopped}; best at step {outcome.progress.best_step:,}")
     for part, metrics in final.items():
         console.print(f"{part}: {in_words(metrics)}")
@@ -231,11 +236,10 @@ def _train(planned: Plan, folder: Path, hardware: Hardware, *, resume: bool, con
     return 0
 
 
-def _report(planned: Plan, folder: Path, outcome: Outcome, final: Any, extras: Any) -> None:
+def _report(planned: Plan, folder: Path, outcome: Outcome, final: Any, extras: Any, *, parameters: int) -> None:
     from regard.report.record import TrainingRecord
     from regard.report.training import write_training_report
     from regard.tasks.logs import read_evaluations, read_steps
-    from regard.tasks.networks import count_parameters
     from regard.tasks.outcome import settings_rows
 
     task, logged = planned.task, read_steps(folder)
@@ -246,7 +250,7 @@ def _report(planned: Plan, folder: Path, outcome: Outcome, final: Any, extras: A
         system=planned.wishes.system,
         data=task.described,
         facts=settings_rows(network=planned.config, data=task.settings, recipe=planned.recipe),
-        parameters=count_parameters(planned.build()),
+        parameters=parameters,
         metric=task.metric,
         better=task.better,
         final=final,

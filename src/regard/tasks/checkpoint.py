@@ -177,9 +177,8 @@ def load(path: Path) -> Checkpoint:
         UserError: missing, truncated, not one of ours, or weights that do not fit the config.
     """
     header, tensors = read(path)
-    state = {name.removeprefix(MODEL): tensor for name, tensor in tensors.items() if name.startswith(MODEL)}
     try:
-        state |= {alias: state[name] for alias, name in header.aliases.items()}
+        state = network_state(header, tensors)
         task = restore_task(header)
         config = config_from_plain(type(_config_of(header.model)), header.config)
         _check_sizes(header, config, state)
@@ -189,6 +188,16 @@ def load(path: Path) -> Checkpoint:
         told = error.args[0] if error.args else error
         raise UserError(f"{shown(path)} does not fit together: {shown(str(told))}") from None
     return Checkpoint(header, task, model.eval())
+
+
+def network_state(header: Header, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network's state dictionary from a checkpoint's tensors, those that share memory among them.
+
+    Raises:
+        KeyError: the header names a weight that the file does not have.
+    """
+    state = {name.removeprefix(MODEL): tensor for name, tensor in tensors.items() if name.startswith(MODEL)}
+    return state | {alias: state[name] for alias, name in header.aliases.items()}
 
 
 def restore_task(header: Header) -> Task:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from regard.tasks.task import Task, device_of
+from regard.tasks.task import Batch, Task, device_of
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -17,7 +17,6 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch)
 
 
-@torch.no_grad()
 def sums_over(
     task: Task,
     model: nn.Module,
@@ -39,11 +38,25 @@ def sums_over(
         world: number of processes.
         tick: called after every batch.
     """
+    return sums_of(task, model, task.evaluation_batches(part, rows), rank=rank, world=world, tick=tick)
+
+
+@torch.no_grad()
+def sums_of(
+    task: Task,
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    rank: int = 0,
+    world: int = 1,
+    tick: Callable[[], object] = lambda: None,
+) -> dict[str, float]:
+    """`sums_over` for batches that are given."""
     was_training = model.training
     model.eval()
     device = device_of(model)
     totals: dict[str, float] = {}
-    for number, batch in enumerate(task.evaluation_batches(part, rows)):
+    for number, batch in enumerate(batches):
         if number % world == rank:
             for name, value in task.score(model, to_device(batch, device)).items():
                 totals[name] = totals.get(name, 0.0) + float(value)

@@ -356,10 +356,7 @@ def _take_up(module: _Module, path: Path, header: checkpoint.Header) -> None:
     module.earlier_optimizer = checkpoint.optimizer_state(
         run.pop("optimizer"), {name: value for name, value in tensors.items() if name.startswith(checkpoint.OPTIMIZER)}
     )
-    weights = {name: value for name, value in tensors.items() if name.startswith(checkpoint.MODEL)}
-    state = {name.removeprefix(checkpoint.MODEL): value for name, value in weights.items()}
-    state |= {alias: state[name] for alias, name in stored.aliases.items()}
-    module.model.load_state_dict(state)
+    module.model.load_state_dict(checkpoint.network_state(stored, tensors))
     module.progress = Progress(**run)
     module.progress.resumed_from.append(module.progress.step)
     module.start = module.progress.step

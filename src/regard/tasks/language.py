@@ -21,6 +21,7 @@ from regard.errors import UserError
 from regard.files import write_atomically
 from regard.models.language.base import LanguageModel
 from regard.tasks import text_files
+from regard.tasks.evaluation import sums_of
 from regard.tasks.generation import Sampling, decodes, generate
 from regard.tasks.packing import Sources, find_sources, pack, pieces
 from regard.tasks.recipe import Recipe
@@ -188,14 +189,8 @@ class Language(Task):
         text = self.tokenizer.decode([*prompt.tolist(), *made])
         return Extras(samples=(("Continued from the start of the validation text", text),), tables=(table,))
 
-    @torch.no_grad()
     def _at_length(self, model: nn.Module, part: str, length: int, longest: int) -> dict[str, float]:
-        model.eval()
-        sums = {"nats": 0.0, "tokens": 0.0}
-        for batch in self._windows(part, length, longest, 8):
-            for name, value in self.score(model, batch.to(device_of(model))).items():
-                sums[name] += float(value)
-        return self.summary(sums)
+        return self.summary(sums_of(self, model, self._windows(part, length, longest, 8)))
 
     # -- results
 

@@ -11,7 +11,7 @@ logits beside the task).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -44,9 +44,7 @@ class Convertible(Protocol):
 
 def convertible(name: str) -> bool:
     """Whether a registered mechanism can take over trained softmax attention."""
-    return issubclass(get_class(name), nn.Module) and all(
-        hasattr(get_class(name), method) for method in ("from_softmax", "transfer_loss")
-    )
+    return issubclass(get_class(name), Convertible)
 
 
 def swap(teacher: Decoder, mechanism: str, options: Mapping[str, Any] | None = None) -> Decoder:
@@ -103,8 +101,9 @@ class AttentionTransfer(Language):
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         """The mean over layers."""
         assert isinstance(model, Decoder)
+        mixers: list[Any] = list(model.mixers())
         inputs = mixer_inputs(self.teacher.to(batch.device), batch[:, :-1])
-        losses = [mixer.transfer_loss(x) for mixer, x in zip(_mixers_of(model), inputs, strict=True)]
+        losses = [mixer.transfer_loss(x) for mixer, x in zip(mixers, inputs, strict=True)]
         return torch.stack(losses).mean()
 
     def score(self, model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
@@ -157,10 +156,6 @@ def mixer_inputs(network: Decoder, tokens: Tensor) -> list[Tensor]:
         for hook in hooks:
             hook.remove()
     return caught
-
-
-def _mixers_of(model: Decoder) -> Iterable[Any]:
-    return model.mixers()
 
 
 def train_mixers_alone(model: Decoder) -> None:

@@ -23,7 +23,7 @@ from regard.tasks.recipe import Recipe
 from regard.tasks.series import point_mass
 from regard.tasks.series.csv_table import csv_text, number_text, result_file
 from regard.tasks.series.ragged import padded
-from regard.tasks.series.splitting import three_parts
+from regard.tasks.series.splitting import check_shares, three_parts
 from regard.tasks.series.standardising import Scaler, fit_scaler
 from regard.tasks.series.trajectories import Trajectories, read_trajectories
 from regard.tasks.task import Extras, Task, device_of
@@ -54,13 +54,7 @@ class ControlSettings:
     def __post_init__(self) -> None:
         if self.context_steps < 1:
             raise ValueError(f"context_steps must be at least 1, got {self.context_steps}")
-        if not (self.validation_share > 0 and self.test_share > 0 and self.validation_share + self.test_share < 1):
-            raise ValueError(
-                "validation_share and test_share must be positive and together below 1, got "
-                f"{self.validation_share} and {self.test_share}"
-            )
-        if self.split_seed < 0:
-            raise ValueError(f"split_seed must not be negative, got {self.split_seed}")
+        check_shares(self)
 
 
 class Windows(NamedTuple):

@@ -25,7 +25,7 @@ from regard.tasks.series.csv_table import by_number, csv_text, number_text, resu
 from regard.tasks.series.event_table import EventSequences, read_events
 from regard.tasks.series.point_processes import mixed_processes
 from regard.tasks.series.ragged import padded
-from regard.tasks.series.splitting import three_parts
+from regard.tasks.series.splitting import check_shares, three_parts
 from regard.tasks.task import Extras, Task, device_of
 from regard.wording import count_in_words, listed, shown
 
@@ -56,13 +56,7 @@ class EventsSettings:
     def __post_init__(self) -> None:
         if self.max_len < 1:
             raise ValueError(f"max_len must be at least 1, got {self.max_len}")
-        if not (self.validation_share > 0 and self.test_share > 0 and self.validation_share + self.test_share < 1):
-            raise ValueError(
-                "validation_share and test_share must be positive and together below 1, got "
-                f"{self.validation_share} and {self.test_share}"
-            )
-        if self.split_seed < 0:
-            raise ValueError(f"split_seed must not be negative, got {self.split_seed}")
+        check_shares(self)
 
 
 class EventBatch(NamedTuple):

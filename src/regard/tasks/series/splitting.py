@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
 SMALLEST_GROUP = 5
 """A class with fewer items gives none away."""
+
+
+class ThreeParts(Protocol):
+    """Settings of a split into three parts."""
+
+    @property
+    def validation_share(self) -> float:
+        """Share of the items that validate."""
+
+    @property
+    def test_share(self) -> float:
+        """Share that tests."""
+
+    @property
+    def split_seed(self) -> int:
+        """Of the choice of items."""
+
+
+def check_shares(settings: ThreeParts) -> None:
+    """Refuse a split that would leave a part empty.
+
+    Raises:
+        ValueError: a share that is not positive, shares that leave nothing to train on, or a negative seed.
+    """
+    validation, test = settings.validation_share, settings.test_share
+    if not (validation > 0 and test > 0 and validation + test < 1):
+        raise ValueError(
+            f"validation_share and test_share must be positive and together below 1, got {validation} and {test}"
+        )
+    if settings.split_seed < 0:
+        raise ValueError(f"split_seed must not be negative, got {settings.split_seed}")
 
 
 def hold_out(groups: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
