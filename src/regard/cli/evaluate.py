@@ -113,29 +113,16 @@ def _print_tables(extras: Extras, console: Console) -> None:
 
 
 def _report(loaded: Checkpoint, metrics: dict[str, dict[str, float]], extras: Extras, out: Path) -> Path:
-    import sys
-
+    from regard.cli.records import shared_fields
     from regard.report.record import EvaluationRecord
     from regard.report.training import write_evaluation_page
-    from regard.tasks.networks import count_parameters
     from regard.tasks.outcome import settings_rows
 
     task, model, header = loaded.task, loaded.model, loaded.header
     record = EvaluationRecord(
-        title=f"{header.model} on {task.name}",
-        command=["regard", *sys.argv[1:]],
-        task=task.name,
+        **shared_fields(task, model, header.model, metrics, extras),
         system=header.model,
-        data=task.described,
         facts=settings_rows(network=model.config, data=task.settings),
-        parameters=count_parameters(model),
-        metric=task.metric,
-        better=task.better,
-        final=metrics,
-        notes=task.notes,
-        samples=extras.samples,
-        tables=extras.tables,
-        charts=extras.lines,
     )
     try:
         out.mkdir(parents=True, exist_ok=True)

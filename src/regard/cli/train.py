@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from regard.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from regard.cli.console import Console
     from regard.tasks.fit import Hardware, Outcome
     from regard.tasks.runs import Plan
@@ -214,7 +216,6 @@ def _show_plan(planned: Plan, console: Console, *, whole: bool) -> None:
 def _train(planned: Plan, folder: Path, hardware: Hardware, *, resume: bool, console: Console) -> int:
     from regard.cli.console import progress
     from regard.tasks import runs
-    from regard.tasks.networks import count_parameters
     from regard.tasks.outcome import in_words, measure, parts_of
 
     outcome = runs.train(planned, folder, hardware, resume=resume)
@@ -225,7 +226,7 @@ def _train(planned: Plan, folder: Path, hardware: Hardware, *, resume: bool, con
     with progress().status("evaluating"):
         final = measure(task, model, planned.recipe.batch, parts_of(task))
         extras = task.extras(model, task.parts()[0])
-    _report(planned, folder, outcome, final, extras, parameters=count_parameters(model))
+    _report(planned, folder, outcome, final, extras, model)
     console.print(f"{outcome.stopped}; best at step {outcome.progress.best_step:,}")
     for part, metrics in final.items():
         console.print(f"{part}: {in_words(metrics)}")
@@ -236,7 +237,8 @@ def _train(planned: Plan, folder: Path, hardware: Hardware, *, resume: bool, con
     return 0
 
 
-def _report(planned: Plan, folder: Path, outcome: Outcome, final: Any, extras: Any, *, parameters: int) -> None:
+def _report(planned: Plan, folder: Path, outcome: Outcome, final: Any, extras: Any, model: nn.Module) -> None:
+    from regard.cli.records import shared_fields
     from regard.report.record import TrainingRecord
     from regard.report.training import write_training_report
     from regard.tasks.logs import read_evaluations, read_steps
@@ -244,20 +246,9 @@ def _report(planned: Plan, folder: Path, outcome: Outcome, final: Any, extras: A
 
     task, logged = planned.task, read_steps(folder)
     record = TrainingRecord(
-        title=f"{planned.model_name} on {task.name}",
-        command=["regard", *sys.argv[1:]],
-        task=task.name,
+        **shared_fields(task, model, planned.model_name, final, extras),
         system=planned.wishes.system,
-        data=task.described,
         facts=settings_rows(network=planned.config, data=task.settings, recipe=planned.recipe),
-        parameters=parameters,
-        metric=task.metric,
-        better=task.better,
-        final=final,
-        notes=task.notes,
-        samples=extras.samples,
-        tables=extras.tables,
-        charts=extras.lines,
         steps=[int(step) for step in logged.get("step", [])],
         loss=logged.get("loss", []),
         learning_rate=logged.get("learning_rate", []),

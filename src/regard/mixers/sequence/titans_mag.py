@@ -14,22 +14,15 @@ from types import SimpleNamespace
 from jaxtyping import Float
 from torch import Tensor
 
-from regard.contract import SequenceMixer, State, state
+from regard.contract import SequenceMixer
+from regard.layers.memory_and_window import MemoryAndWindowState
 from regard.layers.memory_gate import MemoryGate, side_by_side
-from regard.layers.neural_memory import MemoryState, NeuralMemory, memory_layer_macs
-from regard.layers.prefix_attention import PrefixWindowAttention, PrefixWindowState
+from regard.layers.neural_memory import NeuralMemory, memory_layer_macs
+from regard.layers.prefix_attention import PrefixWindowAttention
 from regard.metadata import Example
 from regard.mixers.sequence.titans import MEMORY_TRAITS, PAPER, persistent_tokens
 from regard.ops.prefix_window import prefix_window_attention_macs
 from regard.registry import register
-
-
-@state
-class GatedMemoryState(State):
-    """A memory and a window."""
-
-    memory: MemoryState
-    attention: PrefixWindowState
 
 
 @register(
@@ -125,17 +118,19 @@ class TitansMAG(SequenceMixer):
         """Gate one by the other, merge the heads and project."""
         return self.gate(mixed)
 
-    def init_state(self, batch: int, *, max_len: int | None = None) -> GatedMemoryState:
+    def init_state(self, batch: int, *, max_len: int | None = None) -> MemoryAndWindowState:
         """The memory before the first token, and an empty window; `max_len` changes nothing."""
         memory = self.memory.begin(self.persistent)[1].expand(batch)
         attention = self.attention.init_state(batch, self._prefix())
-        return GatedMemoryState(position=memory.position.clone(), memory=memory, attention=attention)
+        return MemoryAndWindowState(position=memory.position.clone(), memory=memory, attention=attention)
 
-    def mix_step(self, x: Tensor, state: GatedMemoryState, *, mask: Tensor | None) -> tuple[Tensor, GatedMemoryState]:
+    def mix_step(
+        self, x: Tensor, state: MemoryAndWindowState, *, mask: Tensor | None
+    ) -> tuple[Tensor, MemoryAndWindowState]:
         """New tokens after those of the state."""
         reads, memory = self.memory.step(x, state.memory, mask=mask)
         mixed, attention = self.attention.step(x, state.attention, mask=mask)
-        after = GatedMemoryState(position=memory.position, memory=memory, attention=attention)
+        after = MemoryAndWindowState(position=memory.position, memory=memory, attention=attention)
         return side_by_side(mixed, reads), after
 
     @classmethod

@@ -15,23 +15,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from regard.contract import SequenceMixer, State, state
+from regard.contract import SequenceMixer
 from regard.layers.head_norm import HeadNorm
+from regard.layers.memory_and_window import MemoryAndWindowState
 from regard.layers.neural_memory import MemoryState, NeuralMemory, memory_layer_macs
-from regard.layers.prefix_attention import PrefixWindowAttention, PrefixWindowState
+from regard.layers.prefix_attention import PrefixWindowAttention
 from regard.metadata import Example
 from regard.mixers.sequence.titans import MEMORY_TRAITS, PAPER, persistent_tokens
 from regard.ops.heads import merge_heads
 from regard.ops.prefix_window import prefix_window_attention_macs
 from regard.registry import register
-
-
-@state
-class LayeredMemoryState(State):
-    """A memory, and a window over what it gave."""
-
-    memory: MemoryState
-    attention: PrefixWindowState
 
 
 @register(
@@ -137,19 +130,19 @@ class TitansMAL(SequenceMixer):
         """Merge the heads and project."""
         return self.o_proj(merge_heads(mixed))
 
-    def init_state(self, batch: int, *, max_len: int | None = None) -> LayeredMemoryState:
+    def init_state(self, batch: int, *, max_len: int | None = None) -> MemoryAndWindowState:
         """The memory before the first token, and an empty window; `max_len` changes nothing."""
         start, prefix = self._begin()
         memory, attention = start.expand(batch), self.attention.init_state(batch, prefix)
-        return LayeredMemoryState(position=memory.position.clone(), memory=memory, attention=attention)
+        return MemoryAndWindowState(position=memory.position.clone(), memory=memory, attention=attention)
 
     def mix_step(
-        self, x: Tensor, state: LayeredMemoryState, *, mask: Tensor | None
-    ) -> tuple[Tensor, LayeredMemoryState]:
+        self, x: Tensor, state: MemoryAndWindowState, *, mask: Tensor | None
+    ) -> tuple[Tensor, MemoryAndWindowState]:
         """New tokens after those of the state."""
         reads, memory = self.memory.step(x, state.memory, mask=mask)
         mixed, attention = self.attention.step(self._layer(reads, x), state.attention, mask=mask)
-        return mixed, LayeredMemoryState(position=memory.position, memory=memory, attention=attention)
+        return mixed, MemoryAndWindowState(position=memory.position, memory=memory, attention=attention)
 
     @classmethod
     def count_macs(cls, options: SimpleNamespace, *, batch: int, tokens: int, keys: int) -> int:

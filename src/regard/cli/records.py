@@ -1,0 +1,42 @@
+"""What the reports of training and of evaluation say alike."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from regard.tasks.task import Extras, Task
+
+
+def shared_fields(
+    task: Task, model: nn.Module, model_name: str, metrics: Mapping[str, Mapping[str, float]], extras: Extras
+) -> dict[str, Any]:
+    """The fields of a record that do not depend on how the network came to be.
+
+    Args:
+        task: with its data.
+        model: the network.
+        model_name: its registered name.
+        metrics: by part of the data.
+        extras: what is shown beside them.
+    """
+    from regard.tasks.networks import count_parameters
+
+    return {
+        "title": f"{model_name} on {task.name}",
+        "command": ["regard", *sys.argv[1:]],
+        "task": task.name,
+        "data": task.described,
+        "parameters": count_parameters(model),
+        "metric": task.metric,
+        "better": task.better,
+        "final": metrics,
+        "notes": task.notes,
+        "samples": extras.samples,
+        "tables": extras.tables,
+        "charts": extras.lines,
+    }
