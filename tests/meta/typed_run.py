@@ -6,17 +6,22 @@ Under the hook bad input raises the hook's error and graphs break, so nothing el
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jaxtyping
 
 with jaxtyping.install_import_hook(
-    ["regard.contract", "regard.ops", "regard.layers", "regard.mixers"], "beartype.beartype"
+    ["regard.contract", "regard.ops", "regard.layers", "regard.mixers"], "numeric_tower.check"
 ):
     import torch
 
     import regard
     from regard.ops.heads import split_heads
+
+    # a class is imported when it is first asked for, and only what is imported under the hook is checked
+    SEQUENCE = [regard.get_class(name) for name in regard.systems("sequence")]
+    FEATURE = [regard.get_class(name) for name in regard.systems("feature")]
 
 
 def run_sequence(cls: Any) -> int:
@@ -57,16 +62,26 @@ def run_feature(cls: Any) -> int:
     return calls
 
 
-def main() -> int:
-    calls = sum(run_sequence(regard.get_class(name)) for name in regard.systems("sequence"))
-    calls += sum(run_feature(regard.get_class(name)) for name in regard.systems("feature"))
+def refused(call: Callable[[], object]) -> bool:
     try:
-        split_heads(torch.zeros(2, 3), 1)
+        call()
     except jaxtyping.TypeCheckError:
-        print(f"{calls} calls agree with their annotations")
-        return 0
-    print("the hook is not active: a wrong shape was accepted")
-    return 1
+        return True
+    return False
+
+
+def main() -> int:
+    calls = sum(run_sequence(cls) for cls in SEQUENCE) + sum(run_feature(cls) for cls in FEATURE)
+    wrong = {
+        "an op": lambda: split_heads(torch.zeros(2, 3), 1),
+        "a mixer": lambda: regard.create("sea", dim=8, num_heads=2, causal=True).project(torch.zeros(2, 3)),
+    }
+    for name, call in wrong.items():
+        if not refused(call):
+            print(f"the hook is not active: {name} accepted a wrong shape")
+            return 1
+    print(f"{calls} calls agree with their annotations")
+    return 0
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from torch.nn.functional import conv2d, pad
 from regard.ops.precision import compute_dtype, without_autocast
 
 Rows = Float[Tensor, "batch in_channels rows width"]
+EarlierRows = Float[Tensor, "batch in_channels earlier_rows width"]
 
 
 class CausalConv2d(nn.Module):
@@ -46,7 +47,7 @@ class CausalConv2d(nn.Module):
         like = nn.Conv2d(in_channels, out_channels, kernel_size)
         self.weight, self.bias = like.weight, like.bias
 
-    def forward(self, x: Rows, *, before: Rows | None = None) -> Float[Tensor, "batch out_channels rows width"]:
+    def forward(self, x: Rows, *, before: EarlierRows | None = None) -> Float[Tensor, "batch out_channels rows width"]:
         """Convolve, in at least float32.
 
         Args:
@@ -68,7 +69,7 @@ class CausalConv2d(nn.Module):
 @without_autocast
 def convolve(
     x: Rows,
-    weight: Float[Tensor, "out_channels in_channels height width"],
+    weight: Float[Tensor, "out_channels in_channels kernel_height kernel_width"],
     bias: Float[Tensor, " out_channels"],
     *,
     dilation: int = 1,

@@ -65,7 +65,7 @@ class Stored:
         steps: lr of each stored token.
     """
 
-    updates: tuple[Float[Tensor, "batch heads updates in_width out_width"], ...]
+    updates: tuple[Float[Tensor, "batch heads updates _in_width _out_width"], ...]
     losses: Float[Tensor, "batch heads tokens"]
     steps: Float[Tensor, "batch heads tokens"]
 

@@ -31,6 +31,8 @@ from regard.ops.rotary import check_rotary, rotate
 from regard.ops.softmax_attention import softmax_attention
 
 Heads = Float[Tensor, "batch heads tokens head_dim"]
+Keys = Float[Tensor, "batch heads keys head_dim"]
+Persistent = Float[Tensor, "1 heads persistent head_dim"]
 
 
 class SegmentTokens(NamedTuple):
@@ -123,7 +125,7 @@ class ContextMemory(nn.Module):
     def _turned(self, x: Tensor, places: Int[Tensor, "#batch tokens"]) -> Tensor:
         return x if self.rope_base is None else rotate(x, places, base=self.rope_base)
 
-    def _always(self) -> tuple[Heads, Heads]:
+    def _always(self) -> tuple[Persistent, Persistent]:
         """Keys and values of the persistent tokens, of one row."""
         tokens = self.q_proj.weight.new_zeros(0, self.dim) if self.persistent is None else self.persistent
         # a copy, since counting FLOPs refuses a module whose input is a view of a parameter
@@ -142,9 +144,9 @@ class ContextMemory(nn.Module):
     def _attend(
         self,
         q: Heads,
-        keys: tuple[Heads, Heads],
-        values: tuple[Heads, Heads],
-        always: tuple[Heads, Heads],
+        keys: tuple[Keys, Keys],
+        values: tuple[Keys, Keys],
+        always: tuple[Persistent, Persistent],
         rows: Int[Tensor, "batch tokens"] | None,
     ) -> Heads:
         """Attention over `[p ; h ; S]`; a query at place i sees h and S up to i. `rows` are the queries' places."""

@@ -22,6 +22,7 @@ from regard.layers.attention_estimator import (
     Estimate,
     EstimatorSizes,
     Heads,
+    KeyHeads,
     Mask,
     estimator_macs,
     only_real,
@@ -98,7 +99,7 @@ class EstimatedAttention(nn.Module):
             return {"estimate.decoder.last_conv.bias"}
         return {f"estimate.decoder.{name}" for name, _ in self.estimate.decoder.named_parameters()}
 
-    def forward(self, q: Heads, k: Heads, v: Heads, *, mask: Mask | None = None) -> Heads:
+    def forward(self, q: Heads, k: KeyHeads, v: KeyHeads, *, mask: Mask | None = None) -> Heads:
         """Attention of every token, in at least float32.
 
         Args:
@@ -115,14 +116,14 @@ class EstimatedAttention(nn.Module):
     def attend_step(
         self,
         q: Heads,
-        k: Heads,
-        v: Heads,
+        k: KeyHeads,
+        v: KeyHeads,
         estimate: Estimate,
         *,
         first: Int[Tensor, " batch"],
         shortest: int,
         longest: int,
-        value_sum: Float[Tensor, "batch heads head_dim"],
+        value_sum: Heads,
     ) -> Heads:
         """Attention of new tokens to all tokens, without padding among the new ones' visible keys.
 
@@ -144,7 +145,7 @@ class EstimatedAttention(nn.Module):
         return self._gate(context, value_sum / lengths[:, None, :, None], estimate.encoded)
 
     def weights(
-        self, q: Heads, k: Heads, v: Heads, *, mask: Mask | None = None
+        self, q: Heads, k: KeyHeads, v: KeyHeads, *, mask: Mask | None = None
     ) -> Float[Tensor, "batch heads queries keys"]:
         """The map whose product with the values is `forward`: that of the kept keys and that of the average."""
         estimate = self.estimate(q, k, v, mask=mask)
@@ -186,8 +187,8 @@ class EstimatedAttention(nn.Module):
     def lesson(
         self,
         q: Heads,
-        k: Heads,
-        v: Heads,
+        k: KeyHeads,
+        v: KeyHeads,
         teacher_scores: Float[Tensor, "batch heads queries keys"],
         teacher_context: Heads,
         *,

@@ -44,11 +44,11 @@ the memory forgotten per token, a quarter of the momentum kept."""
 class MemoryState(State):
     """A memory under way: its size does not depend on the number of tokens."""
 
-    start: tuple[Float[Tensor, "batch heads in_width out_width"], ...]
+    start: tuple[Float[Tensor, "batch heads _in_width _out_width"], ...]
     """Weights at the start of the chunk under way, at least float32."""
-    weights: tuple[Float[Tensor, "batch heads in_width out_width"], ...]
+    weights: tuple[Float[Tensor, "batch heads _in_width _out_width"], ...]
     """The newest weights."""
-    momentum: tuple[Float[Tensor, "batch heads in_width out_width"], ...]
+    momentum: tuple[Float[Tensor, "batch heads _in_width _out_width"], ...]
     """Past surprise; empty without momentum."""
     before: Float[Tensor, "batch past channels"]
     """What the convolutions still see: the last projections."""

@@ -13,6 +13,7 @@ from regard.ops.prefix_window import prefix_window_attention
 from regard.ops.rotary import check_rotary, rotate
 
 Heads = Float[Tensor, "batch heads tokens head_dim"]
+Prefix = Float[Tensor, "#batch heads prefix head_dim"]
 
 
 @state
@@ -49,16 +50,16 @@ class PrefixWindowAttention(nn.Module):
         self.k_proj = nn.Linear(dim, dim, bias=False)
         self.v_proj = nn.Linear(dim, dim, bias=False)
 
-    def prefix(self, tokens: Float[Tensor, "#batch prefix dim"]) -> tuple[Heads, Heads]:
+    def prefix(self, tokens: Float[Tensor, "#batch prefix dim"]) -> tuple[Prefix, Prefix]:
         """Keys and values of the prefix."""
         return split_heads(self.k_proj(tokens), self.num_heads), split_heads(self.v_proj(tokens), self.num_heads)
 
-    def forward(self, x: Float[Tensor, "batch tokens dim"], prefix: tuple[Heads, Heads]) -> Heads:
+    def forward(self, x: Float[Tensor, "batch tokens dim"], prefix: tuple[Prefix, Prefix]) -> Heads:
         """Attention of a whole sequence."""
         q, turned, k, v = self._project(x, torch.arange(x.shape[1], device=x.device)[None])
         return prefix_window_attention(turned, k, v, q, *prefix, window_size=self.window_size)
 
-    def init_state(self, batch: int, prefix: tuple[Heads, Heads]) -> PrefixWindowState:
+    def init_state(self, batch: int, prefix: tuple[Prefix, Prefix]) -> PrefixWindowState:
         """An empty window after a prefix of one row."""
         window = empty_window_cache(
             batch,

@@ -19,7 +19,7 @@ from regard.layers.wide_precision import wide_layer_norm, wide_linear
 
 Encoded = Float[Tensor, "batch heads rows width"]
 Scores = Float[Tensor, "batch heads rows columns"]
-Maps = Float[Tensor, "batch channels rows width"]
+Maps = Float[Tensor, "batch _channels _rows _width"]
 
 
 class CausalRowDecoder(nn.Module):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 Pooling = Literal["causal_batch", "query", "head", "batch"]
@@ -140,13 +140,13 @@ def thinned_keys(choice: Choice, key: Int[Tensor, "*place"], seen: Int[Tensor, "
 
 
 def resize_to_keys(
-    x: Float[Tensor, "batch heads queries columns"],
+    x: Shaped[Tensor, "batch heads queries columns"],
     lengths: Lengths,
     keys: int,
     *,
     fill: float,
     jitter: Float[Tensor, " keys"] | None = None,
-) -> Float[Tensor, "batch heads queries keys"]:
+) -> Shaped[Tensor, "batch heads queries keys"]:
     """Every key gets what its column holds, and `fill` where the query does not see it.
 
     Args:

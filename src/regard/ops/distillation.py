@@ -77,7 +77,7 @@ def order_agreement(
     scores: Float[Tensor, "batch heads queries keys"],
     weights: Float[Tensor, "batch heads queries keys"],
     *,
-    visible: Bool[Tensor, "#batch #heads queries keys"] | None = None,
+    visible: Bool[Tensor, "#batch #heads #queries keys"] | None = None,
 ) -> Float[Tensor, ""]:
     """Monotonicity: the share of a row's pairs of keys that scores and weights put in the same order.
 

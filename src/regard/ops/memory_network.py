@@ -9,7 +9,8 @@ or, with a residual norm, M(k) = k + norm(z_L) (1 + g), whose LayerNorm has no p
 weight of the memory. The gradient of one token's loss by any weight is an outer product x_l^T delta_l, so a chunk of
 tokens is a few matrix products, and no gradient of a single token is ever laid out.
 
-Weights are tuples: matrices `(batch, heads, in, out)`, then, with a residual norm, the gain `(batch, heads, 1, width)`.
+Rows are any number of leading axes, often batch and heads. Weights are tuples: matrices `(*rows, in, out)`, then, with
+a residual norm, the gain `(*rows, 1, width)`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm
 
-Weights: TypeAlias = tuple[Float[Tensor, "batch heads in_width out_width"], ...]
+Weights: TypeAlias = tuple[Float[Tensor, "*rows _in_width _out_width"], ...]
 Product = Callable[[Tensor, int], Tensor]
 """A layer's inputs times the weight of this number."""
 
@@ -33,9 +34,9 @@ NORM_EPS = 1e-5
 class Surprise(NamedTuple):
     """Gradients of each token's loss by every weight, as factors: the gradient by weight l is `x[l]^T delta[l]`."""
 
-    x: tuple[Float[Tensor, "batch heads tokens in_width"], ...]
-    delta: tuple[Float[Tensor, "batch heads tokens out_width"], ...]
-    error: Float[Tensor, "batch heads tokens width"]
+    x: tuple[Float[Tensor, "*rows tokens _in_width"], ...]
+    delta: tuple[Float[Tensor, "*rows tokens _out_width"], ...]
+    error: Float[Tensor, "*rows tokens width"]
     """M(k) - v."""
 
 
@@ -53,8 +54,8 @@ def memory_widths(width: int, *, depth: int, expansion: int) -> list[int]:
 
 
 def run_memory(
-    x: Float[Tensor, "batch heads tokens width"], product: Product, *, matrices: int, residual_norm: bool
-) -> Float[Tensor, "batch heads tokens width"]:
+    x: Float[Tensor, "*rows tokens width"], product: Product, *, matrices: int, residual_norm: bool
+) -> Float[Tensor, "*rows tokens width"]:
     """M(x), where `product(inputs, l)` multiplies a layer's inputs by weight l, whatever that is at each token."""
     z = product(x, 0)
     for layer in range(1, matrices):
@@ -66,8 +67,8 @@ def run_memory(
 
 
 def read_memory(
-    x: Float[Tensor, "batch heads tokens width"], weights: Weights, *, residual_norm: bool
-) -> Float[Tensor, "batch heads tokens width"]:
+    x: Float[Tensor, "*rows tokens width"], weights: Weights, *, residual_norm: bool
+) -> Float[Tensor, "*rows tokens width"]:
     """M(x) with the same weights at every token.
 
     Args:
@@ -80,8 +81,8 @@ def read_memory(
 
 
 def surprise(
-    k: Float[Tensor, "batch heads tokens width"],
-    v: Float[Tensor, "batch heads tokens width"],
+    k: Float[Tensor, "*rows tokens width"],
+    v: Float[Tensor, "*rows tokens width"],
     weights: Weights,
     *,
     residual_norm: bool,
@@ -138,12 +139,12 @@ def _back_through_norm(upstream: Tensor, normalised: Tensor, scale: Tensor) -> T
 
 
 def gradients_by_autograd(
-    k: Float[Tensor, "batch heads tokens width"],
-    v: Float[Tensor, "batch heads tokens width"],
+    k: Float[Tensor, "*rows tokens width"],
+    v: Float[Tensor, "*rows tokens width"],
     weights: Sequence[Tensor],
     *,
     residual_norm: bool,
-) -> tuple[Float[Tensor, "batch heads tokens in_width out_width"], ...]:
+) -> tuple[Float[Tensor, "*rows tokens _in_width _out_width"], ...]:
     """Every token's gradients by vmap over grad: the plain truth beside `surprise`. Memory tokens x weights."""
 
     def loss(weights: tuple[Tensor, ...], k: Tensor, v: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ A score or value that is NaN makes the outputs of its own block and of all later
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -54,6 +54,7 @@ class PrefixSums(NamedTuple):
     weighted: Float[Tensor, "*stretch value_dim"]
 
 
+@runtime_checkable
 class AnySums(Protocol):
     """`PrefixSums`, or whatever else has its fields."""
 

@@ -14,7 +14,7 @@ from regard.ops.blocked_softmax import blocked_is_faster, blocked_softmax_attent
 from regard.ops.heads import repeat_heads
 from regard.ops.precision import compute_dtype, without_autocast
 
-Visible = Bool[Tensor, "#batch #heads queries keys"]
+Visible = Bool[Tensor, "#batch #heads #queries keys"]
 
 
 @without_autocast

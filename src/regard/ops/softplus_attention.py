@@ -28,7 +28,7 @@ REFERENCE_EPS = 1e-8
 """What the compared code adds to the sums that it divides by."""
 OFFSET_FREE_ROWS = 3
 
-Visible = Bool[Tensor, "#batch #heads queries keys"]
+Visible = Bool[Tensor, "#batch #heads #queries keys"]
 VisibleKeys = Literal["past", "all"] | Spans
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -208,7 +208,7 @@ class AarenAttention(SequenceMixer):
         """Projected values."""
         return split_heads(self.v_proj(x), self.num_heads)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> AarenAttention:
         """As in `torch.nn.Module`; what was computed from the parameters is forgotten."""
         self._derived.forget()
         return super().train(mode)

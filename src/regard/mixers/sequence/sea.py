@@ -37,6 +37,7 @@ from regard.ops.score_transfer import teacher_targets
 from regard.registry import register
 
 Heads = Float[Tensor, "batch heads tokens head_dim"]
+KeyHeads = Float[Tensor, "batch kv_heads tokens head_dim"]
 
 
 @register(
@@ -215,7 +216,7 @@ class Sea(SequenceMixer):
 
     def project(
         self, x: Float[Tensor, "batch tokens dim"], *, positions: Int[Tensor, "#batch tokens"] | None = None
-    ) -> tuple[Heads, Heads, Heads]:
+    ) -> tuple[Heads, KeyHeads, KeyHeads]:
         """Queries, keys and values as `attention` takes them, in at least float32.
 
         Args:
