@@ -19,6 +19,7 @@ from regard.training.conversion import (
     convertible,
     mixer_inputs,
     swap,
+    teacher_weight,
     train_mixers_alone,
 )
 
@@ -113,6 +114,11 @@ def test_which_mechanisms_can_take_over(name, can):
     if not can:
         with pytest.raises(UserError, match=f"{name} cannot take over softmax attention: it has no from_softmax"):
             swap(made(), name)
+
+
+@pytest.mark.parametrize(("name", "weight"), [("sea", 1.0), ("hedgehog", 0.0)])
+def test_how_much_finetuning_asks_for_the_teachers_logits(name, weight):
+    assert teacher_weight(name) == weight
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def _convert(
 ) -> int:
     from regard.tasks import checkpoint as checkpoints
     from regard.tasks.evaluation import evaluate
-    from regard.training.conversion import TEACHER_WEIGHT, AttentionTransfer, Stage, TaughtLanguage, train_mixers_alone
+    from regard.training.conversion import AttentionTransfer, Stage, TaughtLanguage, teacher_weight, train_mixers_alone
 
     stages: list[Stage] = []
 
@@ -165,8 +165,7 @@ def _convert(
         judge("distilled", student)
     student.requires_grad_(True)
     if (recipe := recipes["finetuned"]) is not None:
-        weight = TEACHER_WEIGHT.get(student.config.mixer, 0.0)
-        taught = TaughtLanguage(task, teacher, weight)
+        taught = TaughtLanguage(task, teacher, teacher_weight(student.config.mixer))
         student = _fit(taught, student, recipe, out / "finetune", hardware, resume)
         judge("finetuned", student)
     header = checkpoints.header_of(task, "decoder_lm", student.config, metrics=stages[-1].metrics)

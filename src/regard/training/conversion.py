@@ -26,9 +26,6 @@ from regard.registry import get_class
 from regard.tasks.language import Language
 from regard.wording import shown
 
-TEACHER_WEIGHT = {"sea": 1.0}
-"""Weight of the teacher's logits while finetuning, for mechanisms whose paper has it."""
-
 
 @runtime_checkable
 class Convertible(Protocol):
@@ -45,6 +42,11 @@ class Convertible(Protocol):
 def convertible(name: str) -> bool:
     """Whether a registered mechanism can take over trained softmax attention."""
     return issubclass(get_class(name), Convertible)
+
+
+def teacher_weight(name: str) -> float:
+    """Weight of the teacher's logits while finetuning: a mechanism's `teacher_weight`, if its paper has one, else 0."""
+    return float(getattr(get_class(name), "teacher_weight", 0.0))
 
 
 def swap(teacher: Decoder, mechanism: str, options: Mapping[str, Any] | None = None) -> Decoder:

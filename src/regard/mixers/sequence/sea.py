@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -111,6 +111,9 @@ class Sea(SequenceMixer):
     Cost: linear in the number of tokens for fixed k and K: about H (2 H k d) MACs per token for the kept keys (every
     head of a query meets the keys of all heads), and H d (4 r + 6 d) for the estimate, r random features.
     """
+
+    teacher_weight: ClassVar[float] = 1.0
+    """The paper's finetuning asks for the teacher's logits as much as for the task."""
 
     def __init__(
         self,
