@@ -369,3 +369,24 @@ def test_ill_options_are_named(options: dict[str, object], message: str) -> None
     x = torch.randn(1, 2, 5, 6)
     with pytest.raises(ValueError, match=message):
         softplus_weights(x, x, visible=None, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "emulated"])
+@pytest.mark.parametrize("power", [None, 3, 15])
+def test_bfloat16_stays_within_one_percent_at_any_power(
+    power: int | None, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "NATIVE_BFLOAT16", native)
+    wide = [torch.randn(2, 3, 263, 12).bfloat16().double().requires_grad_() for _ in range(3)]
+    narrow = [x.detach().bfloat16().requires_grad_() for x in wide]
+    y = softplus_attention(*narrow, visible="past", power=power)
+    exact = softplus_attention_reference(*wide, visible=past(263), power=power)
+    assert y.dtype == torch.bfloat16
+    assert (y - exact).norm() / exact.norm() < 0.01
+    upstream = torch.randn_like(exact)
+    exact.backward(upstream)
+    y.backward(upstream.bfloat16())
+    for got, expected in zip(narrow, wide, strict=True):
+        assert got.grad is not None
+        assert expected.grad is not None
+        assert (got.grad - expected.grad).norm() / expected.grad.norm() < 0.02

@@ -161,9 +161,11 @@ def softplus_attention(
     lengths = counts.clamp(min=1).to(wide).log()[:, None, :, None]
     scaled = (unit_length(q) if qk_norm else q.to(wide)) * (math.log(q.shape[-1]) * lengths)
     dtype = product_dtype(v)
+    # a power makes a score's relative error that many times as large: bfloat16's would reach the first digit
+    score_dtype = wide if (power or 1) > 1 else dtype
     mixed = blocked_softplus_attention(
-        scaled.to(dtype),
-        repeat_heads((unit_length(k) if qk_norm else k).to(dtype), q.shape[1]),
+        scaled.to(score_dtype),
+        repeat_heads((unit_length(k) if qk_norm else k).to(score_dtype), q.shape[1]),
         repeat_heads(v.to(dtype), q.shape[1]),
         counts=counts,
         spans=visible if isinstance(visible, Spans) else None,

@@ -84,7 +84,7 @@ def blocked_softplus_attention(
     Args:
         q: queries, scaled.
         k: keys, in the queries' type.
-        v: values, in the queries' type.
+        v: values, in the queries' type or a narrower one.
         counts: number of keys that each query may see.
         spans: which these are; None = all, or with `past_only` those up to the query's own.
         past_only: hide the future; needs as many queries as keys.
