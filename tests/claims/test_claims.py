@@ -16,7 +16,7 @@ GRADES = {
     "ninformer": {"exact": 3, "ratio": 1, "scaled": 2, "out of reach": 1},
     "palm": {"exact": 2, "scaled": 7, "out of reach": 2},
     "sea": {"exact": 4, "ratio": 2, "scaled": 3, "out of reach": 1},
-    "softplus": {"exact": 5, "ratio": 2, "scaled": 5, "out of reach": 1},
+    "softplus": {"exact": 5, "ratio": 2, "scaled": 6, "out of reach": 1},
     "titans": {"exact": 4, "ratio": 3, "scaled": 7, "out of reach": 3},
     "transnormer": {"exact": 4, "ratio": 3, "scaled": 4, "out of reach": 2},
 }

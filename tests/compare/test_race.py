@@ -218,7 +218,12 @@ def test_ctrl_c_keeps_everything_and_resume_goes_on(tmp_path, text_file, sign):
 
 def test_ctrl_c_before_anything_began_leaves_nothing(tmp_path, text_file):
     arguments = command("text", data=str(text_file), out="out")
-    with subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+
+    def listen() -> None:
+        # a shell starts what runs in its background deaf to Ctrl-C, and children inherit that
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=listen) as process:
         time.sleep(0.7)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=PATIENCE_S)

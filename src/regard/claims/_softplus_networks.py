@@ -32,6 +32,7 @@ class Recipe:
     length: int = 64
     multiples: tuple[int, ...] = (1, 2, 4, 8, 16)
     evaluated: int = 32_768
+    heads: int = 4
 
 
 RECIPE = Recipe()
@@ -39,6 +40,9 @@ RECIPE_TEXT = (
     "bytes of tiny Shakespeare, rotary positions, 3 layers, width 64, 4 heads, trained at 64 tokens for 500 steps of "
     "16 rows (learning rate 3e-3), read at 64 to 1,024"
 )
+
+ONE_HEAD = Recipe(heads=1)
+ONE_HEAD_TEXT = RECIPE_TEXT.replace("4 heads", "1 head of 64")
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def losses_by_length(kind: Kind, seed: int, recipe: Recipe = RECIPE) -> tuple[fl
     corpus = text_corpus()
     with one_thread():
         torch.manual_seed(seed)
-        model = network(kind, DecoderConfig(dim=64, num_layers=3, num_heads=4))
+        model = network(kind, DecoderConfig(dim=64, num_layers=3, num_heads=recipe.heads))
         fit_language(model, corpus, steps=recipe.steps, batch=recipe.batch, length=recipe.length, seed=seed)
         longest = recipe.length * max(recipe.multiples)
         return tuple(
