@@ -15,7 +15,7 @@ from regard.claims._students import (
     WindowStudent,
     student_of,
 )
-from regard.mixers.sequence.sea import Sea
+from regard.mixers.sequence.sea import SEAAttention
 from regard.mixers.sequence.softmax import SoftmaxAttention
 from regard.ops.heads import merge_heads
 
@@ -61,7 +61,7 @@ def test_performers_map_gives_its_output() -> None:
 @pytest.mark.parametrize("name", ["sea", *MAKERS])
 def test_lessons_have_the_outputs_of_the_stream_and_a_loss(name: str) -> None:
     teacher = SmallLanguageModel(dim=24, num_heads=3, num_layers=2, length=13)
-    sea = partial(Sea.from_softmax, keys_per_query=3, estimate_width=8, max_positions=13)
+    sea = partial(SEAAttention.from_softmax, keys_per_query=3, estimate_width=8, max_positions=13)
     student = student_of(teacher, {"sea": sea, **MAKERS}[name]).eval()
     tokens = torch.randint(256, (2, 13))
     with torch.no_grad():

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from regard.mixers.sequence.sea import Sea
+from regard.mixers.sequence.sea import SEAAttention
 
 
 def test_everything_but_the_cache_has_a_constant_size() -> None:
-    mixer = Sea(24, num_heads=3, causal=True, keys_per_query=2, estimate_width=8, max_positions=200).eval()
+    mixer = SEAAttention(24, num_heads=3, causal=True, keys_per_query=2, estimate_width=8, max_positions=200).eval()
     sizes = []
     with torch.no_grad():
         for tokens in (1, 7, 130):
@@ -22,4 +22,4 @@ def test_everything_but_the_cache_has_a_constant_size() -> None:
 
 def test_a_batch_without_rows_is_refused() -> None:
     with pytest.raises(ValueError, match="batch=0"):
-        Sea(24, num_heads=3, causal=True).init_state(0)
+        SEAAttention(24, num_heads=3, causal=True).init_state(0)

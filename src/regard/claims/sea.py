@@ -25,7 +25,7 @@ from regard.claims._training import fit_language, language_loss, text_corpus, wi
 from regard.layers.attention_estimator import EstimatorSizes
 from regard.layers.estimated_attention import EstimatedAttention
 from regard.measure import growth_exponent, one_thread, peak_bytes, race
-from regard.mixers.sequence.sea import Sea
+from regard.mixers.sequence.sea import SEAAttention
 from regard.mixers.sequence.softmax import SoftmaxAttention
 from regard.ops.column_choice import Choice
 from regard.ops.estimated_attention import chunk_spans, gathered_attention, kept_attention_reference, kept_keys
@@ -41,10 +41,10 @@ RECIPE = (
 )
 
 
-def small_layer(*, tokens: int) -> Sea:
+def small_layer(*, tokens: int) -> SEAAttention:
     """An untrained causal layer, 4 heads of 16."""
     torch.manual_seed(0)
-    return Sea(
+    return SEAAttention(
         64,
         num_heads=4,
         causal=True,
@@ -243,7 +243,7 @@ def taught() -> dict[str, SmallLanguageModel]:
         fit_language(teacher, corpus, steps=TEACHER_STEPS, batch=BATCH, length=LENGTH)
         models = {"teacher": teacher.requires_grad_(False).eval()}
         makers: dict[str, Callable[[SoftmaxAttention], nn.Module]] = {
-            "SEA": lambda mixer: Sea.from_softmax(
+            "SEA": lambda mixer: SEAAttention.from_softmax(
                 mixer, keys_per_query=KEPT, estimate_width=COLUMNS, max_positions=LENGTH
             ),
             "Performer": PerformerStudent,
@@ -265,7 +265,7 @@ def taught() -> dict[str, SmallLanguageModel]:
 def perplexity(name: str, factor: int = 1) -> float:
     """Per byte, on the validation part; `factor` times the keys that a SEA student learned with."""
     model = taught()[name]
-    mixers = [mixer for mixer in model.mixers if isinstance(mixer, Sea)]
+    mixers = [mixer for mixer in model.mixers if isinstance(mixer, SEAAttention)]
     with one_thread():
         for mixer in mixers:
             mixer.attention.keep_per_query(factor * KEPT)
@@ -339,7 +339,7 @@ def interpretable() -> Measured:
         q, k, _ = project(mixer, streams["teacher"][layer])
         wanted = softmax_weights(q, k, visible=visible)
         sea, performer = models["SEA"].mixers[layer], models["Performer"].mixers[layer]
-        assert isinstance(sea, Sea)
+        assert isinstance(sea, SEAAttention)
         assert isinstance(performer, PerformerStudent)
         found = {
             "SEA": sea.estimated_map(streams["SEA"][layer]),

@@ -9,23 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from regard.mixers.sequence.sea import Sea
+from regard.mixers.sequence.sea import SEAAttention
 from regard.mixers.sequence.softmax import SoftmaxAttention
 
 DOUBLE = torch.float64
 SIZES: dict[str, Any] = {"num_heads": 3, "keys_per_query": 3, "estimate_width": 8, "max_positions": 311}
 
 
-def scattered(dim: int = 30, **options: Any) -> Sea:
+def scattered(dim: int = 30, **options: Any) -> SEAAttention:
     """A layer whose norms are no longer the identity, so that no two columns are tied."""
-    mixer = Sea(dim, **{**SIZES, **options}).double().eval()
+    mixer = SEAAttention(dim, **{**SIZES, **options}).double().eval()
     with torch.no_grad():
         for parameter in mixer.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return mixer
 
 
-def layer_by_loops(mixer: Sea, x: Tensor) -> Tensor:
+def layer_by_loops(mixer: SEAAttention, x: Tensor) -> Tensor:
     """From the estimate on: budget, columns, keys, softmax, gates and average, one query after the other."""
     tokens, width, heads = x.shape[1], mixer.head_dim, mixer.num_heads
     q, k, v = (y[0] for y in mixer.project(x[:1]))
@@ -71,7 +71,7 @@ def test_both_forms_have_the_same_values_and_gradients(training: bool, causal: b
     weight = torch.randn(2, 131, 30, dtype=DOUBLE)
     state = scattered(causal=causal, **options).state_dict()
     for form in ("square", "gathered"):
-        mixer = Sea(30, **SIZES, causal=causal, form=form, jitter=1.0, **options).double()  # type: ignore[arg-type]
+        mixer = SEAAttention(30, **SIZES, causal=causal, form=form, jitter=1.0, **options).double()  # type: ignore[arg-type]
         mixer.load_state_dict(state)
         mixer.train(training)
         torch.manual_seed(5)
@@ -102,7 +102,7 @@ def test_every_pooling_keeps_as_many_keys_on_average(pooling: str) -> None:
 
 
 def test_keys_of_a_query_are_bounded_while_the_length_grows() -> None:
-    mixer = Sea(30, **{**SIZES, "max_positions": 2048}, causal=True).eval()
+    mixer = SEAAttention(30, **{**SIZES, "max_positions": 2048}, causal=True).eval()
     kept = mixer.kept_map(torch.randn(1, 2048, 30))
     assert int(kept.sum(dim=(1, 3)).max()) <= 3 * 3 + 2048 // 8
     assert not kept.triu(1).any()
@@ -165,7 +165,11 @@ def test_another_number_of_keys_needs_no_training() -> None:
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_bfloat16_and_long_inputs(causal: bool) -> None:
-    mixer = Sea(32, num_heads=2, causal=causal, keys_per_query=8, estimate_width=16, form="gathered").bfloat16().eval()
+    mixer = (
+        SEAAttention(32, num_heads=2, causal=causal, keys_per_query=8, estimate_width=16, form="gathered")
+        .bfloat16()
+        .eval()
+    )
     x = torch.randn(1, 499, 32).bfloat16()
     with torch.no_grad():
         y, expected = mixer(x), mixer.float()(x.float())
@@ -177,7 +181,7 @@ def test_bfloat16_and_long_inputs(causal: bool) -> None:
 # --------------------------------------------------------------------------------------------------- conversion
 
 
-def loss_by_loops(mixer: Sea, x: Tensor, teacher: SoftmaxAttention) -> float:
+def loss_by_loops(mixer: SEAAttention, x: Tensor, teacher: SoftmaxAttention) -> float:
     """Step by step: 0.1 KL and squared error of estimate and scores, and the output's squared error."""
     tokens, heads, width = x.shape[1], mixer.num_heads, mixer.head_dim
     wanted = teacher.attention_map(x)
@@ -207,7 +211,7 @@ def loss_by_loops(mixer: Sea, x: Tensor, teacher: SoftmaxAttention) -> float:
 @pytest.mark.parametrize("causal", [False, True])
 def test_distillation_loss_is_the_formula_and_reaches_every_parameter(causal: bool) -> None:
     teacher = SoftmaxAttention(30, num_heads=3, causal=causal).double()
-    mixer = Sea.from_softmax(teacher, keys_per_query=3, estimate_width=8, max_positions=31).eval()
+    mixer = SEAAttention.from_softmax(teacher, keys_per_query=3, estimate_width=8, max_positions=31).eval()
     assert mixer.o_proj.weight.dtype == DOUBLE
     x = torch.randn(2, 13, 30, dtype=DOUBLE)
     q, k, v = (p(x).view(2, 13, 3, 10).transpose(1, 2) for p in (teacher.q_proj, teacher.k_proj, teacher.v_proj))
@@ -227,7 +231,7 @@ def test_distillation_loss_is_the_formula_and_reaches_every_parameter(causal: bo
 def test_a_few_steps_of_transfer_lower_the_loss_and_leave_the_teacher_alone() -> None:
     teacher = SoftmaxAttention(30, num_heads=3, causal=True, rope_base=100.0, num_kv_heads=1)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    mixer = Sea.from_softmax(teacher, keys_per_query=4, estimate_width=8, max_positions=31)
+    mixer = SEAAttention.from_softmax(teacher, keys_per_query=4, estimate_width=8, max_positions=31)
     x = torch.randn(4, 29, 30)
     optimizer = torch.optim.Adam(mixer.estimate_parameters(), lr=1e-2)
     losses = []
@@ -267,8 +271,8 @@ def test_a_lesson_also_gives_the_output(causal: bool) -> None:
 def test_low_rank_changes_start_as_none() -> None:
     teacher = SoftmaxAttention(24, num_heads=3, causal=True)
     torch.manual_seed(0)
-    plain = Sea.from_softmax(teacher, keys_per_query=3, estimate_width=8).eval()
-    changed = Sea.from_softmax(teacher, keys_per_query=3, estimate_width=8, lora_rank=2).eval()
+    plain = SEAAttention.from_softmax(teacher, keys_per_query=3, estimate_width=8).eval()
+    changed = SEAAttention.from_softmax(teacher, keys_per_query=3, estimate_width=8, lora_rank=2).eval()
     changed.attention.load_state_dict(plain.attention.state_dict())
     x = torch.randn(1, 11, 24)
     torch.testing.assert_close(changed(x), plain(x))
@@ -344,7 +348,7 @@ def test_reference_layout_is_loaded_strictly() -> None:
 )
 def test_ill_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Sea(30, **{**SIZES, **options})
+        SEAAttention(30, **{**SIZES, **options})
 
 
 def test_ill_teachers_are_named() -> None:

@@ -77,7 +77,7 @@ KeyHeads = Float[Tensor, "batch kv_heads tokens head_dim"]
         tokens=13,
     ),
 )
-class Sea(SequenceMixer):
+class SEAAttention(SequenceMixer):
     """Sparse attention to keys that a linear estimate of the attention chooses.
 
     For each query and head, K columns stand for the visible keys; from Performer's attention (FAVOR+) a small
@@ -177,7 +177,7 @@ class Sea(SequenceMixer):
         max_positions: int = 2048,
         form: Form = "auto",
         lora_rank: int | None = None,
-    ) -> Sea:
+    ) -> SEAAttention:
         """Convert trained softmax attention: its projections, with a new estimate to distil.
 
         Args:
