@@ -348,7 +348,8 @@ def interpretable() -> Measured:
         for name, weights in found.items():
             likeness[name].append(float(cosine_similarity(weights, wanted, dim=-1).mean()))
     ours, theirs = (sum(likeness[name]) / len(likeness[name]) for name in ("SEA", "Performer"))
-    return Measured(value=f"{ours:.3f} against {theirs:.3f}", held=ours > theirs, detail=f"layer by layer: {likeness}")
+    shown = "; ".join(f"{name} " + ", ".join(f"{each:.3f}" for each in layers) for name, layers in likeness.items())
+    return Measured(value=f"{ours:.3f} against {theirs:.3f}", held=ours > theirs, detail=f"layer by layer: {shown}")
 
 
 # --------------------------------------------------------------------------------------------------- out of reach
