@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from regard.cli.errors import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, EXIT_USAGE, one_line
+from regard.cli.threads import wait_briefly
 from regard.errors import UserError
 from regard.registry import UnknownSystemError
 
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     prefix = "regard"
+    wait_briefly(os.environ)
     try:
         if arguments and arguments[0] in COMMANDS:
             prefix = f"regard {arguments[0]}"
