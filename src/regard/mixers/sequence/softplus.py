@@ -201,8 +201,8 @@ class LSSARAttention(_SoftplusAttention):
         num_heads: number of query heads; must divide `dim`.
         num_kv_heads: number of key/value heads; must divide `num_heads`; None = `num_heads`.
         causal: hide the future.
-        power: p, a whole number: 15 extrapolates furthest, where heads are wide (64 as in the paper; heads of 16 are not
-            sharp enough: docs/LOG.md), 3 is best at the training length.
+        power: p, a whole number: 15 extrapolates furthest, where heads are wide (64 as in the paper; heads of 16 are
+            not sharp enough: docs/LOG.md), 3 is best at the training length.
         offset_free_rows: tokens that see at most so many keys have the offset O_i = 0, all others 1.
         qkv_bias: bias in the three input projections.
         rope_base: base of the rotary embedding; None = no positions.
