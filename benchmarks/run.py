@@ -1,4 +1,4 @@
-"""Run the races and print each beside its target: `python benchmarks/run.py [--only lightning,eca] [--no-tests]`.
+"""Run the races and print each beside its target: `python benchmarks/run.py [--only palm,eca] [--no-tests]`.
 
 Both sides of a race run in one process, alternating, on one thread. The outcome is written to
 `benchmarks/results/cpu.json`, from which the README's table is rendered; with `--only`, the other races keep their
@@ -26,7 +26,7 @@ from regard.files import write_atomically
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "cpu.json"
 FILES = (
-    "lightning",
+    "lightning_attention",
     "softmax",
     "aaren",
     "softplus",
@@ -40,6 +40,7 @@ FILES = (
     "titans",
     "tasks",
     "compare",
+    "vision",
 )
 TESTED = ("tests/ops", "tests/mixers", "tests/layers")
 
@@ -63,8 +64,9 @@ def tests_are_green() -> bool:
 
 
 def earlier_races() -> list[dict[str, object]]:
-    """The races of the committed results, for those that are not run again."""
-    return json.loads(RESULTS.read_text(encoding="utf-8"))["races"] if RESULTS.exists() else []
+    """The races of the committed results, for those that are not run again; a file that is gone takes its own along."""
+    races = json.loads(RESULTS.read_text(encoding="utf-8"))["races"] if RESULTS.exists() else []
+    return [race for race in races if race["file"] in FILES]
 
 
 def write_results(races: list[dict[str, object]]) -> list[dict[str, object]]:

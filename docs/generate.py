@@ -39,6 +39,14 @@ HEADLINES = (
     "sliding_window forward float32",
     "eca forward se 256 float32",
     "eca forward se 2048 float32",
+    "transnormer training",
+    "transnormer memory",
+    "transnormer decoding",
+    "titans chunked training",
+    "titans per token lmm",
+    "sea memory 4096",
+    "sea growth",
+    "ninformer forward 1024",
     "compare overhead",
 )
 """The races in the README, one per target."""

@@ -349,6 +349,6 @@ out_of_reach(
     where=FIRST_PAPER,
     criterion="where a GPU is present, a Triton kernel >= 3x faster than SDPA's flash kernel at 32K",
     reason="an A100's milliseconds need an A100; the ratios to causal SDPA on a CPU stand in. The Triton kernels are "
-    "`regard.ops.triton.lightning`, checked under Triton's interpreter; `benchmarks/lightning_gpu.py` races them "
-    "against SDPA's flash kernel where a GPU is present",
+    "`regard.ops.triton.lightning`, checked under Triton's interpreter; `benchmarks/lightning_attention_gpu.py` races "
+    "them against SDPA's flash kernel where a GPU is present",
 )
