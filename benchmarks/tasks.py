@@ -14,7 +14,7 @@ from regard.tasks.networks import TASKS
 from regard.tasks.recipe import Recipe
 from regard.tasks.runs import Wishes, plan
 
-SYSTEMS = {"language": "transnormer", "translation": "palm", "images": "ninformer"}
+SYSTEMS = {"language": "transnormer", "translation": "palm", "classification": "ninformer"}
 """By task; the others have Aaren's networks."""
 STEPS = 40
 LARGEST_SHARE = 10.0

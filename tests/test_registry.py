@@ -141,7 +141,7 @@ def test_a_class_needs_a_docstring() -> None:
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(UnknownSystemError) as refused:
         create("sofmax", dim=24)
-    assert str(refused.value) == "unknown system 'sofmax': did you mean softmax?"
+    assert str(refused.value) == "unknown system 'sofmax': did you mean softmax or maxvit?"
     with pytest.raises(UnknownSystemError, match="`regard list` shows all names"):
         entry_of("qqqqqqqqqqqq")
     assert issubclass(regard.UnknownSystemError, LookupError)

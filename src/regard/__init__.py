@@ -1,6 +1,6 @@
 """`regard`: attention mechanisms under one contract, each checked against its authors' code.
 
-Importing this package imports no torch; `create` and the contract classes do, on first use.
+Importing this package imports no torch; `create`, `create_model` and the contract classes do, on first use.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from regard.registry import UnknownSystemError, create, get_class, register, sys
 
 if TYPE_CHECKING:
     from regard.contract import ContractError, FeatureMixer, Model, SequenceMixer, State, state
+    from regard.tasks.creation import create_model
 
 from regard._version import VERSION as __version__
 
@@ -28,6 +29,7 @@ __all__ = [
     "UnknownSystemError",
     "__version__",
     "create",
+    "create_model",
     "get_class",
     "register",
     "state",
@@ -42,4 +44,8 @@ def __getattr__(name: str) -> Any:
         from regard import contract
 
         return getattr(contract, name)
+    if name == "create_model":
+        from regard.tasks.creation import create_model
+
+        return create_model
     raise AttributeError(f"module 'regard' has no attribute {name!r}")

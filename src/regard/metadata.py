@@ -193,11 +193,13 @@ class Reported:
         where: table or section.
         params_tolerance: relative tolerance, from the digits that the paper prints.
         macs_tolerance: the same for `macs`.
+        image_size: pixels per side of the image that `macs` are for, where the config does not say it; None = 224.
     """
 
     params: float | None = None
     macs: float | None = None
     where: str = ""
+    image_size: int | None = None
     params_tolerance: float = 0.005
     macs_tolerance: float = 0.05
 

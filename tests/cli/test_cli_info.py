@@ -53,6 +53,7 @@ def known(monkeypatch) -> None:
     @dataclass(frozen=True, kw_only=True)
     class ScaleNetConfig:
         width: int = 13
+        in_channels: int = 3
 
     @register(name="scale_net", system="scales", paper=PAPER)
     class ScaleNet(Model):
@@ -62,8 +63,15 @@ def known(monkeypatch) -> None:
             "scale_net_tiny": Variant(
                 config=ScaleNetConfig(), reported=Reported(params=24.37e6, macs=3.86e9, where="Table 2")
             ),
-            "scale_net_huge": Variant(config=ScaleNetConfig(width=17)),
+            "scale_net_huge": Variant(config=ScaleNetConfig(width=17), reported=Reported(image_size=5)),
         }
+
+        def __init__(self, config: ScaleNetConfig) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(config.in_channels, config.width, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.conv(images)
 
         def load_reference(self, state_dict) -> None:
             raise NotImplementedError
@@ -96,8 +104,15 @@ def test_a_model_is_shown_with_what_the_paper_reports(regard, known, name) -> No
     shown = flat(regard("info", name).out)
     assert "scale_net: A net of scales" in shown
     assert "arguments width: int = 13" in shown
-    assert "scale_net_tiny: the paper reports 24.37 M parameters, 3.86 G MACs (Table 2)" in shown
-    assert "scale_net_huge: the paper reports no figures" in shown
+    counted = "scale_net_tiny: 52 parameters, 0.001957 G MACs at 224 x 224"
+    assert f"{counted}; the paper reports 24.37 M parameters, 3.86 G MACs (Table 2)" in shown
+    assert "scale_net_huge: 68 parameters, 1.275e-06 G MACs at 5 x 5; the paper reports no figures" in shown
+
+
+def test_every_image_network_is_counted(regard) -> None:
+    shown = flat(regard("info", "davit").out)
+    assert "davit_tiny: 28,360,168 parameters, 4.522 G MACs at 224 x 224; the paper reports 28.36 M parameters" in shown
+    assert "davit_large: 196,811,752 parameters, 102.8 G MACs at 384 x 384" in shown
 
 
 def test_a_system_of_several_names_is_shown_wholly(regard, known) -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_images import write_images
 
 from regard.models.language.decoder import Decoder, DecoderConfig
+from regard.models.vision.davit import DaViT
 from regard.tasks import checkpoint
+from regard.tasks.classification import Classification, ClassificationSettings
 from regard.tasks.evaluation import evaluate
 from regard.tasks.language import Language, LanguageSettings
 from regard.tasks.runs import Wishes, write_wishes
@@ -151,3 +155,64 @@ def test_help_has_examples(regard):
     ran = regard("evaluate", "--help")
     assert ran.status == 0
     assert "examples:\n  regard evaluate runs/first/model.safetensors\n" in ran.out
+
+
+@pytest.fixture
+def classifier(tmp_path) -> tuple[Classification, torch.nn.Module]:
+    """A network for images in the folder `pictures`."""
+    task = Classification(ClassificationSettings(image_size=8))
+    task.read(write_images(tmp_path / "photos", {"cats": 5, "dogs": 6}))
+    model = DaViT(replace(DaViT.SMALL, in_channels=3, num_classes=2, dims=(8, 16), num_heads=(2, 2))).eval()
+    Path("pictures").mkdir()
+    header = checkpoint.header_of(task, "davit", model.config)
+    checkpoint.save(Path("pictures/model.safetensors"), header, model.state_dict())
+    write_wishes(
+        Path("pictures"), Wishes(system="davit", task=None, data=str(tmp_path / "photos"), settings={}, recipe={})
+    )
+    return task, model
+
+
+def test_images_have_accuracy_calibration_and_a_confusion_table(regard, classifier):
+    ran = regard("evaluate", "pictures", "--device", "cpu", "--json", "m.json", "--out", "page")
+    assert ran.status == 0, ran.err
+    found = json.loads(Path("m.json").read_text())
+    assert list(found) == ["validation", "train"]
+    assert list(found["validation"]) == ["accuracy", "loss", "calibration_error"]
+    for title in ("Confusion on validation", "Accuracy by class on validation", "Calibration on validation"):
+        assert title in ran.out
+    page = Path("page/report.html").read_text()
+    assert "Reliability on validation" in page
+    assert os.listdir("page") == ["report.html"]
+
+
+def test_images_of_another_size_and_bad_ones(regard, refused, classifier, tmp_path):
+    (tmp_path / "photos" / "cats" / "bad.jpg").write_text("no image")
+    arguments = ("evaluate", "pictures", "--device", "cpu", "--part", "all", "--image-size", "12", "--out", "page")
+    ran = regard(*arguments, "--json", "m.json")
+    assert ran.status == 0, ran.err
+    assert "12 by 12 pixels" in ran.out
+    assert "note: 1 file skipped: cats/bad.jpg (is not an image)" in ran.out
+    assert Path("page/bad_files.csv").read_text() == "file,problem\ncats/bad.jpg,is not an image\n"
+    task, model = classifier
+    task.resize(model, 12)
+    task.read(tmp_path / "photos")
+    assert json.loads(Path("m.json").read_text())["all"] == pytest.approx(evaluate(task, model, "all", 16))
+    said = refused(*arguments, "--on-bad-image", "refuse")
+    assert said.endswith("photos has 1 file that cannot be used: cats/bad.jpg (is not an image)")
+
+
+def test_long_tables_are_cut_off_on_the_terminal(regard, tmp_path):
+    names = {f"c{number:02}": 2 for number in range(45)}
+    task = Classification(ClassificationSettings(image_size=8))
+    task.read(write_images(tmp_path / "many", names, size=100))
+    model = DaViT(replace(DaViT.SMALL, in_channels=3, num_classes=45, dims=(8, 16), num_heads=(2, 2))).eval()
+    Path("many").mkdir()
+    header = checkpoint.header_of(task, "davit", model.config)
+    checkpoint.save(Path("many/model.safetensors"), header, model.state_dict())
+    ran = regard("evaluate", "many", "--data", str(tmp_path / "many"), "--device", "cpu", "--out", "page")
+    assert ran.status == 0, ran.err
+    assert "and 5 more rows: --out writes a page with all of them" in ran.out
+    assert "top5_accuracy" in ran.out
+    page = Path("page/report.html").read_text()
+    assert "heat-map-0" in page
+    assert "c44" in page

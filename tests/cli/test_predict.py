@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from odd_images import BAD, write_odd
 from tiny_images import paint, write_images
 from tiny_translation import read_pairs, tiny_network, write_pairs
 
 from regard.models.language.decoder import Decoder, DecoderConfig
 from regard.registry import get_class
 from regard.tasks import checkpoint
-from regard.tasks.images import Images, ImageSettings
+from regard.tasks.classification import Classification, ClassificationSettings
 from regard.tasks.language import Language, LanguageSettings
 from regard.tasks.networks import configure
 
@@ -49,7 +50,7 @@ def translation(tmp_path) -> None:
 
 @pytest.fixture
 def images(tmp_path) -> None:
-    task = Images(ImageSettings(image_size=16))
+    task = Classification(ClassificationSettings(image_size=16))
     task.read(write_images(tmp_path / "photos", {"cats": 3, "dogs": 3}))
     config = configure("ninformer", "ninformer_classifier", task.model_fields(), {})
     save(task, "ninformer_classifier", get_class("ninformer_classifier")(config))
@@ -85,10 +86,56 @@ def test_images_become_one_table(regard, images, tmp_path):
     paint(Path("one.png"), size=(20, 20))
     ran = regard("predict", "run", "one.png", str(tmp_path / "photos/dogs"), "--out", "out", "--device", "cpu")
     assert ran.status == 0, ran.err
-    with Path("out/predictions.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    assert ran.out == "out/predictions.csv\nout/predictions.html\n"
+    assert sorted(os.listdir("out")) == ["predictions.csv", "predictions.html"]
+    rows = read_rows()
     assert [Path(row["file"]).name for row in rows] == ["one.png", "0.png", "1.png", "2.png"]
     assert {row["class"] for row in rows} <= {"cats", "dogs"}
+
+
+def read_rows() -> list[dict[str, str]]:
+    with Path("out/predictions.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_the_page_shows_every_image_and_what_was_skipped(regard, images, tmp_path):
+    paint(Path("<b>one</b>.png"), size=(20, 20))
+    good = write_odd(Path(), "3x5000")
+    bad = [write_odd(Path(), name) for name in BAD]
+    ran = regard("predict", "run", "<b>one</b>.png", str(good), *map(str, bad), "--out", "out", "--device", "cpu")
+    assert ran.status == 0, ran.err
+    assert [line for line in ran.out.splitlines() if line.startswith("skipped: ")] == [
+        f"skipped: {path} {row['problem']}" for path, row in zip(bad, read_rows()[2:], strict=True)
+    ]
+    page = Path("out/predictions.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 2
+    assert "&lt;b&gt;one&lt;/b&gt;.png" in page
+    assert "<b>one" not in page
+    assert "is not an image" in page
+    assert len(page) < 200_000
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_image_is_refused_in_one_line_where_that_is_asked_for(refused, images, name):
+    paint(Path("one.png"), size=(20, 20))
+    bad = write_odd(Path(), name)
+    said = refused("predict", "run", "one.png", str(bad), "--out", "out", "--on-bad-image", "refuse", "--device", "cpu")
+    assert re.fullmatch(f"regard predict: {bad} {BAD[name]}.*", said), said
+    assert os.listdir("out") == []
+
+
+def test_options_for_images_are_refused_elsewhere(refused, translation):
+    Path("in.txt").write_text("the dog\n")
+    said = refused("predict", "run", "in.txt", "--out", "out", "--on-bad-image", "skip")
+    assert said == "regard predict: --on-bad-image is for images, and this network is for translation"
+    said = refused("predict", "run", "in.txt", "--out", "out", "--image-size", "9")
+    assert said == "regard predict: translation has no images whose size could be chosen"
+
+
+def test_a_size_that_the_network_does_not_take_is_one_line(refused, images):
+    paint(Path("one.png"), size=(20, 20))
+    said = refused("predict", "run", "one.png", "--out", "out", "--image-size", "20")
+    assert said.startswith("regard predict: this network takes images of 16 pixels per side, not 20: ")
 
 
 def test_an_input_is_never_replaced(refused, translation):

@@ -235,7 +235,7 @@ def test_a_mechanism_of_ones_own(regard, text):
     assert ran.status == 0, ran.err
 
 
-@pytest.mark.parametrize("task", ["translation", "images"])
+@pytest.mark.parametrize("task", ["translation", "classification"])
 def test_other_tasks_are_trained_the_same_way(regard, tmp_path, task):
     quick = ("--steps", "2", "--batch", "2", "--accelerator", "cpu", "--out", "out")
     if task == "translation":
@@ -257,3 +257,49 @@ def test_help_has_examples(regard):
     assert ran.status == 0
     assert "examples:\n  regard train transnormer\n" in ran.out
     assert "--resume" in ran.out
+
+
+@pytest.fixture
+def photos(tmp_path) -> str:
+    return str(write_images(tmp_path / "photos", {"cats": 6, "dogs": 6}))
+
+
+IMAGES = ("--set", "dims=[8,16],num_heads=[2,2],image_size=8", "--steps", "2", "--batch", "4", "--accelerator", "cpu")
+
+
+def test_bad_images_are_listed_or_refused(regard, refused, photos):
+    for number in range(7):
+        Path(photos, "cats", f"{number}.jpg").write_bytes(b"")
+    ran = regard("train", "davit", "--data", photos, "--out", "out", *IMAGES)
+    assert ran.status == 0, ran.err
+    assert "note: 7 files skipped: cats/0.jpg (is empty), " in ran.out
+    assert "note: all of them are listed in out/bad_files.csv" in ran.out
+    assert len(rows(Path("out/bad_files.csv"))) == 7
+    said = refused("train", "davit", "--data", photos, "--out", "other", "--on-bad-image", "refuse", *IMAGES)
+    assert re.search(r"photos has 7 files that cannot be used: cats/0\.jpg \(is empty\), .* and 2 more$", said)
+    assert not Path("other").exists()
+
+
+def test_a_run_starts_from_another_and_trains_its_classifier_alone(regard, refused, photos):
+    assert regard("train", "davit", "--data", photos, "--out", "first", *IMAGES).status == 0
+    arguments = ("--data", photos, "--pretrained", "first", "--freeze", "body", "--out", "second")
+    ran = regard("train", "davit", *arguments, "--set", "ema=0.9,layer_decay=0.8,warmup=0", *IMAGES[2:])
+    assert ran.status == 0, ran.err
+    assert re.search(r"\n34 of the parameters are trained\n", ran.out)
+    assert re.search(r"\n(\d+) of \1 weights and buffers are pretrained\n", ran.out)
+    stored = json.loads(Path("second/run.json").read_text())
+    assert (stored["pretrained"], stored["recipe"]["freeze"]) == ("first", "body")
+    one, two = (checkpoint.load(Path(name)).model.state_dict() for name in ("first", "second"))
+    assert {name for name, value in one.items() if not torch.equal(value, two[name])} <= {"head.weight", "head.bias"}
+    (again,) = [regard("train", "--resume", "--out", "second", "--accelerator", "cpu")]
+    assert again.status == 0, again.err
+    said = refused("train", "--resume", "--out", "second", "--pretrained", "other")
+    assert said == "regard train: the run in second has pretrained first, not other"
+    said = refused("train", "davit", "--data", photos, "--pretrained", "nothing.pth", "--out", "third", *IMAGES)
+    assert said == "regard train: there is no file nothing.pth"
+    assert not Path("third").exists()
+
+
+def test_an_option_for_images_is_refused_elsewhere(refused, text):
+    said = refused("train", "lightning", "--data", text, "--on-bad-image", "skip", "--out", "out")
+    assert said.startswith("regard train: no setting 'on_bad_image': ")

@@ -11,7 +11,7 @@ from regard.compare.job import read_description, store_images, store_text
 from regard.compare.problems import make_problem
 from regard.compare.text import load_corpus
 from regard.compare.training import DivergedError, Trainer, learning_rate
-from regard.tasks.image_files import load_images
+from regard.tasks.images.arrays import load_images
 
 CPU = torch.device("cpu")
 

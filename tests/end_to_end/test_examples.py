@@ -20,7 +20,20 @@ def run_example(name: str, folder: Path) -> str:
 
 
 def test_every_example_is_run_here() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"choose.py", "use.py", "trust.py", "see.py", "train.py"}
+    named = {"choose.py", "use.py", "trust.py", "see.py", "train.py", "backbone.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == named
+
+
+def test_backbone(tmp_path: Path) -> None:
+    lines = run_example("backbone.py", tmp_path).splitlines()
+    assert lines[0].split()[1:3] == ["networks", "are"]
+    assert [line.split(": ")[1] for line in lines if line.startswith("stride")] == [
+        "map of (64, 60, 80)",
+        "map of (64, 30, 40)",
+        "map of (64, 15, 20)",
+        "map of (64, 8, 10)",
+    ]
+    assert float(lines[-1].rpartition(" ")[2]) < 0.1
 
 
 def test_use(tmp_path: Path) -> None:

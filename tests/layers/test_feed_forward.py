@@ -44,3 +44,11 @@ def test_ill_sizes_are_named(dim: int, hidden: int, dropout: float, message: str
         FeedForward(dim, hidden, dropout=dropout)
     with pytest.raises(ValueError, match=r"12 tokens .* seq_len=13"):
         TokenFeedForward(13, 3)(torch.zeros(1, 12, 2))
+
+
+def test_the_approximate_gelu_is_the_one_with_tanh() -> None:
+    layer = FeedForward(5, 7, approximate="tanh").double()
+    x = torch.randn(3, 5, dtype=torch.float64)
+    u = layer.up_proj(x)
+    gelu = 0.5 * u * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (u + 0.044715 * u**3)))
+    torch.testing.assert_close(layer(x), layer.down_proj(gelu), rtol=1e-9, atol=1e-12)

@@ -57,7 +57,10 @@ def run_feature(cls: Any) -> int:
         mixer = cls(**example.kwargs)
         x = torch.randn(example.batch, example.kwargs["channels"], *example.space[:dimensions], requires_grad=True)
         mixer(x).sum().backward()
-        mixer.gate(x)
+        for shown in ("gate", "attention_map", "affinity"):
+            if hasattr(mixer, shown):
+                getattr(mixer, shown)(x)
+                calls += 1
         calls += 1
     return calls
 

@@ -26,7 +26,7 @@ def test_files_are_known_by_suffix_and_header(tmp_path, name):
 FOLDERS = {
     "series_classification": ["X_TRAIN.ts", "X_TEST.ts"],
     "translation": ["train.en.gz", "train.de.gz", "val.en", "val.de"],
-    "images": ["cat/1.jpg", "dog/2.PNG"],
+    "classification": ["cat/1.jpg", "dog/2.PNG"],
     "language": ["a.txt", "b/c.md", "notes.en"],
 }
 
@@ -42,7 +42,7 @@ def test_folders_are_known_by_what_is_in_them(tmp_path, kind):
 def test_a_pair_of_idx_files_is_images(tmp_path):
     for name in ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"):
         (tmp_path / name).write_text("x")
-    assert kind_of(tmp_path) == "images"
+    assert kind_of(tmp_path) == "classification"
 
 
 def test_nothing_is_refused(tmp_path):

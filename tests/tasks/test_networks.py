@@ -41,7 +41,7 @@ def test_every_host_takes_any_mixer():
         ("transnormer", {"language": ("transnormer_lm",)}),
         ("transnormer_385m", {"language": ("transnormer_385m",)}),
         ("palm", {"translation": None}),
-        ("ninformer", {"images": None}),
+        ("ninformer", {"classification": None}),
         ("aaren", {"forecasting": ("aaren_forecaster",)}),
     ],
 )

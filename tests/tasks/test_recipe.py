@@ -25,7 +25,19 @@ def test_a_recipe_evaluates_ten_times_unless_told_otherwise():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("steps", 0), ("batch", -1), ("learning_rate", 0.0), ("learning_rate", math.inf), ("warmup", 1.5), ("seed", -1)],
+    [
+        ("steps", 0),
+        ("batch", -1),
+        ("learning_rate", 0.0),
+        ("learning_rate", math.inf),
+        ("warmup", 1.5),
+        ("seed", -1),
+        ("ema", 1.0),
+        ("ema", -0.1),
+        ("layer_decay", 0.0),
+        ("layer_decay", 1.1),
+        ("freeze", "half"),
+    ],
 )
 def test_numbers_outside_their_range_are_refused(field, value):
     with pytest.raises(ValueError, match=field):

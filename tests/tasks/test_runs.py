@@ -27,10 +27,10 @@ from regard.tasks.runs import (
     new_folder,
     plan,
     read_wishes,
-    split_settings,
     train,
     write_wishes,
 )
+from regard.tasks.set_option import split_settings
 
 
 @pytest.fixture(autouse=True)
@@ -61,16 +61,16 @@ DATA = {
     "labelled table": ("series_classification", lambda base: write_csv(base / "a.csv", "series,label,x\n0,a,1\n")),
     "series": ("series_classification", lambda base: write_csv(base / "a.ts", "@data\n")),
     "trajectories": ("control", lambda base: write_csv(base / "a.npz", "")),
-    "folder of classes": ("images", lambda base: write_images(base / "photos", {"a": 1, "b": 1})),
+    "folder of classes": ("classification", lambda base: write_images(base / "photos", {"a": 1, "b": 1})),
 }
 
 
 @pytest.mark.parametrize(("task", "make"), DATA.values(), ids=DATA)
 def test_a_mechanism_does_what_the_data_look_like(tmp_path, task, make):
-    system = "softmax" if task != "images" else "ninformer"
+    system = "softmax" if task != "classification" else "ninformer"
     chosen, network = choose_task(system, None, make(tmp_path))
     assert chosen == task
-    expected = {"language": "decoder_lm", "images": "ninformer_classifier", "forecasting": "aaren_forecaster"}
+    expected = {"language": "decoder_lm", "classification": "ninformer_classifier", "forecasting": "aaren_forecaster"}
     assert network == expected.get(task, network)
 
 
@@ -84,7 +84,7 @@ def test_parallel_text_is_for_networks_that_translate(tmp_path):
 
 def test_idx_files_are_images(tmp_path):
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"")
-    assert choose_task("ninformer", None, tmp_path)[0] == "images"
+    assert choose_task("ninformer", None, tmp_path)[0] == "classification"
 
 
 def test_a_network_with_one_task_takes_whatever_it_is_given(tmp_path):
@@ -362,7 +362,7 @@ def test_a_disk_that_is_full_is_told_in_one_line(text_file, monkeypatch):
         train(planned, Path("out"), QUIET, resume=False)
 
 
-@pytest.mark.parametrize(("system", "task"), [("palm", "translation"), ("ninformer", "images")])
+@pytest.mark.parametrize(("system", "task"), [("palm", "translation"), ("ninformer", "classification")])
 def test_other_tasks_are_planned_the_same_way(tmp_path, system, task):
     data = write_pairs(tmp_path / "a") if task == "translation" else write_images(tmp_path / "a", {"x": 3, "y": 3})
     settings = {"tokenizer": "bytes"} if task == "translation" else {"image_size": "16"}

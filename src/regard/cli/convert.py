@@ -118,7 +118,7 @@ def _options(mechanism: str, text: str | None) -> dict[str, Any]:
     import inspect
 
     from regard.registry import get_class
-    from regard.tasks.runs import split_settings
+    from regard.tasks.set_option import split_settings
     from regard.training.conversion import convertible
 
     cls: Any = get_class(mechanism)

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 EXAMPLES = """
   regard evaluate runs/first/model.safetensors
   regard evaluate runs/etth1 --data ETTh1.csv --part test
+  regard evaluate runs/photos --data more_photos/ --part all --image-size 256 --out evaluation/
   regard evaluate runs/first --data other.txt --part all --json metrics.json --out evaluation/
 """
+
+MOST_ROWS = 40
+"""Rows of a table that are printed."""
 
 
 def run(
@@ -31,6 +35,8 @@ def run(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     json: Path | None = None,
     out: Path | None = None,
+    image_size: int | None = None,
+    on_bad_image: Literal["skip", "refuse"] | None = None,
 ) -> int:
     """Measure a trained network on your files, or on those that it was trained with.
 
@@ -38,13 +44,17 @@ def run(
         checkpoint: a file that regard train wrote, or its folder.
         data: your files, in the format of the task; by default those of the run in whose folder the checkpoint lies,
             or else the built-in sample.
-        part: which part of the data (validation, test, all); by default every part but all.
+        part: which part of the data (validation, test, train, all); by default every part but all.
         batch: rows at a time.
         device: where to run (default auto, a GPU if there is one).
         json: write the metrics to this file.
         out: folder for report.html, with samples and tables.
+        image_size: bring images to another number of pixels per side than in training, if the network takes them.
+        on_bad_image: what becomes of image files that do not decode: skip (they are listed) or refuse; by default as in
+            training.
     """
     from regard.cli.console import output, progress
+    from regard.cli.image_options import apply_image_options
     from regard.tasks import checkpoint as checkpoints
     from regard.tasks.outcome import in_words, measure, parts_of
 
@@ -53,6 +63,7 @@ def run(
         raise UserError(f"--batch must be at least 1, got {batch}")
     loaded = checkpoints.load(checkpoint)
     task, model = loaded.task, loaded.model.to(chosen_device(device))
+    apply_image_options(loaded, image_size=image_size, on_bad_image=on_bad_image)
     path = data if data is not None else data_of_run(checkpoint)
     console = output()
     with tempfile.TemporaryDirectory(prefix="regard-evaluate-") as cache:
@@ -67,7 +78,7 @@ def run(
             metrics = measure(task, model, batch, parts)
             extras = task.extras(model, parts[0])
     for name, values in metrics.items():
-        console.print(f"{name}: {in_words(values)}")
+        console.print(f"{name}: {in_words(values)}", soft_wrap=True)
     _print_tables(extras, console)
     if json is not None:
         write_atomically(json, json_module.dumps(metrics, indent=1) + "\n")
@@ -107,13 +118,15 @@ def _print_tables(extras: Extras, console: Console) -> None:
         drawn = Table(box=None, pad_edge=False, padding=(0, 1))
         for name in header:
             drawn.add_column(str(name), justify="right")
-        for row in rows:
+        for row in rows[:MOST_ROWS]:
             drawn.add_row(*map(str, row))
         console.print(drawn)
+        if len(rows) > MOST_ROWS:
+            console.print(f"and {len(rows) - MOST_ROWS:,} more rows: --out writes a page with all of them")
 
 
 def _report(loaded: Checkpoint, metrics: dict[str, dict[str, float]], extras: Extras, out: Path) -> Path:
-    from regard.cli.records import shared_fields
+    from regard.cli.records import BAD_FILES, bad_files_text, shared_fields
     from regard.report.record import EvaluationRecord
     from regard.report.training import write_evaluation_page
     from regard.tasks.outcome import settings_rows
@@ -127,6 +140,8 @@ def _report(loaded: Checkpoint, metrics: dict[str, dict[str, float]], extras: Ex
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_evaluation_page(record, out / "report.html")
+        if task.bad:
+            write_atomically(out / BAD_FILES, bad_files_text(task))
     except OSError as error:
         raise UserError(f"cannot write in {out}: {error.strerror}") from None
     return out / "report.html"

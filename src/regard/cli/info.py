@@ -21,6 +21,7 @@ EXAMPLES = """
 """
 
 KINDS = {"sequence": "sequence mixer", "feature": "feature mixer"}
+IMAGE_SIZE = 224
 STORED_CASES = Path(__file__).resolve().parents[3] / "tests" / "parity" / "cases"
 
 Rows = Iterator[tuple[str, str]]
@@ -129,9 +130,27 @@ def _cost(entry: Entry) -> Rows:
 def _variants(entry: Entry) -> Rows:
     variants: dict[str, Variant] = getattr(get_class(entry.name), "VARIANTS", {})
     label = "variants"
+    cls: Any = get_class(entry.name)
     for name, variant in variants.items():
-        yield label, f"{name}: {_reported(variant.reported)}"
+        yield label, f"{name}: {_counted(cls, variant)}; {_reported(variant.reported)}"
         label = ""
+
+
+def _counted(cls: Any, variant: Variant) -> str:
+    """What the network has and takes, counted without memory for it."""
+    import torch
+
+    from regard.measure import contraction_macs
+
+    config = variant.config
+    with torch.device("meta"), torch.no_grad():
+        model = cls(config).eval()
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        if not hasattr(config, "in_channels"):
+            return f"{parameters:,} parameters"
+        size = getattr(config, "image_size", None) or variant.reported.image_size or IMAGE_SIZE
+        macs = contraction_macs(lambda: model(torch.empty(1, config.in_channels, size, size)))
+    return f"{parameters:,} parameters, {macs / 1e9:.4g} G MACs at {size} x {size}"
 
 
 def _reported(reported: Reported) -> str:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Literal
 from regard.cli.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from regard.tasks.task import Task
+    from regard.tasks.checkpoint import Checkpoint
+    from regard.tasks.task import Sheet
 
 EXAMPLES = """
   regard predict runs/etth1 latest.csv --out forecasts/
   regard predict runs/palm english.txt --out translations/
+  regard predict runs/photos one.jpg folder_of_images/ --out answers/
 """
 
 
@@ -26,17 +26,23 @@ def run(
     *,
     out: Path,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    image_size: int | None = None,
+    on_bad_image: Literal["skip", "refuse"] | None = None,
 ) -> int:
-    """Write predictions for your files; what is written depends on the task (CSV, JSONL or text).
+    """Write predictions for your files; what is written depends on the task (CSV, JSONL, text, or a page of images).
 
     Args:
         checkpoint: a file that regard train wrote, or its folder.
         inputs: files in the format of the task.
         out: folder for the results; files of the same names in it are replaced, inputs never.
         device: where to run (default auto, a GPU if there is one).
+        image_size: bring images to another number of pixels per side than in training, if the network takes them.
+        on_bad_image: what becomes of image files that do not decode: skip (they are listed) or refuse; by default as in
+            training.
     """
     from regard.cli.console import output, progress
     from regard.cli.evaluate import chosen_device
+    from regard.cli.image_options import apply_image_options
     from regard.tasks import checkpoint as checkpoints
     from regard.wording import shown
 
@@ -45,19 +51,22 @@ def run(
             raise UserError(f"there is no file {shown(path)}")
     loaded = checkpoints.load(checkpoint)
     console = output()
-    model = loaded.model.to(chosen_device(device))
+    loaded.model.to(chosen_device(device))
+    apply_image_options(loaded, image_size=image_size, on_bad_image=on_bad_image)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with progress().status(f"predicting {len(inputs)} files"):
-            written = _predict(loaded.task, model, inputs, out)
+            written = _predict(loaded, inputs, out)
     except OSError as error:
         raise UserError(f"cannot write in {shown(out)}: {error.strerror or error}") from None
+    for name, why in loaded.task.bad:
+        console.print(f"skipped: {name} {why}", soft_wrap=True)
     for path in written:
         console.print(str(path), soft_wrap=True)
     return 0
 
 
-def _predict(task: Task, model: nn.Module, inputs: list[Path], out: Path) -> list[Path]:
+def _predict(loaded: Checkpoint, inputs: list[Path], out: Path) -> list[Path]:
     """Predict into a folder inside `out`, and move the results once all are there and none takes an input's place.
 
     Raises:
@@ -67,7 +76,9 @@ def _predict(task: Task, model: nn.Module, inputs: list[Path], out: Path) -> lis
 
     given = [path.resolve() for path in inputs]
     with tempfile.TemporaryDirectory(dir=out, prefix=".predicting-") as folder:
-        made = task.predict(model, inputs, Path(folder))
+        made = loaded.task.predict(loaded.model, inputs, Path(folder))
+        if loaded.task.sheet is not None:
+            made.append(_write_sheet(loaded, loaded.task.sheet, Path(folder)))
         targets = [out / path.name for path in made]
         for number, target in enumerate(targets):
             whole = target.resolve()
@@ -78,3 +89,21 @@ def _predict(task: Task, model: nn.Module, inputs: list[Path], out: Path) -> lis
         for path, target in zip(made, targets, strict=True):
             os.replace(path, target)
     return targets
+
+
+def _write_sheet(loaded: Checkpoint, sheet: Sheet, folder: Path) -> Path:
+    from regard.cli.records import command
+    from regard.report.contact_sheet import Picture, SheetRecord, write_contact_sheet
+    from regard.tasks.outcome import settings_rows
+
+    record = SheetRecord(
+        title=f"Predictions of {loaded.header.model}",
+        command=command(),
+        pictures=[Picture(found.name, found.thumbnail, found.answers) for found in sheet.inputs],
+        bad=sheet.bad,
+        total=sheet.total,
+        counts=sheet.counts,
+        facts=settings_rows(network=loaded.model.config, data=loaded.task.settings),
+    )
+    write_contact_sheet(record, folder / "predictions.html")
+    return folder / "predictions.html"

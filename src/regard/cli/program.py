@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "train a system on your files, or on a sample, to a checkpoint",
     "evaluate": "measure a checkpoint on your files",
     "predict": "write a checkpoint's predictions for your files",
+    "export": "write a checkpoint for other programs: ONNX or torch.export",
     "generate": "continue a prompt with a trained language model",
     "convert": "give a trained softmax language model another mechanism, by distillation",
     "list": "list all mechanisms and what each can do",

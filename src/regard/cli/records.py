@@ -1,7 +1,9 @@
-"""What the reports of training and of evaluation say alike."""
+"""What the reports of training, evaluation and prediction say alike."""
 
 from __future__ import annotations
 
+import csv
+import io
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from regard.tasks.task import Extras, Task
+
+BAD_FILES = "bad_files.csv"
 
 
 def shared_fields(
@@ -28,7 +32,7 @@ def shared_fields(
 
     return {
         "title": f"{model_name} on {task.name}",
-        "command": ["regard", *sys.argv[1:]],
+        "command": command(),
         "task": task.name,
         "data": task.described,
         "parameters": count_parameters(model),
@@ -39,4 +43,18 @@ def shared_fields(
         "samples": extras.samples,
         "tables": extras.tables,
         "charts": extras.lines,
+        "heat_maps": [vars(found) for found in extras.heat_maps],
     }
+
+
+def command() -> list[str]:
+    """The command line of this process."""
+    return ["regard", *sys.argv[1:]]
+
+
+def bad_files_text(task: Task) -> str:
+    """Files that were skipped, and why, as CSV."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerows([("file", "problem"), *task.bad])
+    return table.getvalue()

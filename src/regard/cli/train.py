@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from regard.errors import UserError
 
@@ -22,6 +22,8 @@ EXAMPLES = """
   regard train lightning --data my_corpus/ --steps 2000 --set dim=256,num_layers=6
   regard train aaren --data ETTh1.csv --out runs/etth1 --patience 3
   regard train palm --data multi30k/
+  regard train davit_tiny --data photos/ --set image_size=224,augment=strong,mixup=0.8,ema=0.999,drop_path=0.1
+  regard train davit_tiny --data photos/ --pretrained runs/first --freeze body
   regard train titans --resume
 """
 
@@ -44,6 +46,9 @@ def run(
     patience: int | None = None,
     seed: int | None = None,
     set_: str | None = None,
+    pretrained: str | None = None,
+    freeze: Literal["none", "stem", "body"] | None = None,
+    on_bad_image: Literal["skip", "refuse"] | None = None,
     accelerator: str = "auto",
     devices: str = "1",
     strategy: str = "auto",
@@ -63,8 +68,8 @@ def run(
         system: a network (transnormer_lm), a system (titans), or any sequence mixer (hedgehog), which is put into a
             network made for the task; with --resume it may be left out.
         data: your files, in the format of the task; by default a sample that needs no download.
-        task: language, forecasting, series_classification, events, control, translation or images; by default what
-            the data look like, or the system's own.
+        task: language, forecasting, series_classification, events, control, translation or classification; by
+            default what the data look like, or the system's own.
         out: folder for the results (default runs/train-SYSTEM-TASK-DATE-TIME).
         steps: number of updates (default: the task's own, a minute or two on two cores).
         batch: rows per update.
@@ -73,7 +78,13 @@ def run(
         evaluate_every: steps between two evaluations and checkpoints (default a tenth of all).
         patience: evaluations without a better value after which training stops early (default 0, never).
         seed: of the initial weights, the order of the data, and dropout.
-        set_: other settings of the network or of the data, as NAME=VALUE,NAME=VALUE; --dry-run shows them all.
+        set_: other settings of the network, of the data or of the recipe, as NAME=VALUE,NAME=VALUE; --dry-run shows
+            them all.
+        pretrained: weights to start from: a checkpoint or a run of regard train, or a published .safetensors or .pth
+            file in a layout that the network knows; the classifier begins anew where the classes differ in number.
+        freeze: weights that are not trained: none, stem (what comes before the first block), or body (all but the
+            classifier).
+        on_bad_image: what becomes of image files that do not decode: skip (they are listed) or refuse.
         accelerator: cpu, gpu, or auto (default), a GPU if there is one.
         devices: how many devices, or auto.
         strategy: how several devices work together, in Lightning's words, such as ddp or fsdp.
@@ -88,6 +99,7 @@ def run(
     need("lightning", extra="train", command="train")
     from regard.tasks import runs
     from regard.tasks.fit import Hardware
+    from regard.tasks.set_option import split_settings
 
     if import_ is not None:
         from regard.compare.mechanisms import import_outsider
@@ -101,8 +113,10 @@ def run(
         "evaluate_every": evaluate_every,
         "patience": patience,
         "seed": seed,
+        "freeze": freeze,
     }
-    given = {"system": system, "task": task, "data": data, "settings": runs.split_settings(set_)}
+    settings = split_settings(set_) | ({} if on_bad_image is None else {"on_bad_image": on_bad_image})
+    given = {"system": system, "task": task, "data": data, "settings": settings, "pretrained": pretrained}
     leader = os.environ.get(LEADERS_FOLDER)
     out = out if leader is None else Path(leader)
     wishes, folder = _wishes(given, {name: value for name, value in recipe.items() if value is not None}, out, resume)
@@ -148,7 +162,7 @@ def _wishes(given: dict[str, Any], recipe: dict[str, Any], out: Path | None, res
         folder = runs.latest_folder(given["system"])
     if resume and folder is not None and (folder / runs.RUN).is_file():
         earlier = runs.read_wishes(folder)
-        for name in ("system", "task", "data"):
+        for name in ("system", "task", "data", "pretrained"):
             if given[name] not in (None, getattr(earlier, name)):
                 raise UserError(f"the run in {folder} has {name} {getattr(earlier, name)}, not {given[name]}")
         return runs.Wishes(
@@ -157,6 +171,7 @@ def _wishes(given: dict[str, Any], recipe: dict[str, Any], out: Path | None, res
             data=earlier.data,
             settings={**earlier.settings, **given["settings"]},
             recipe={**earlier.recipe, **recipe},
+            pretrained=earlier.pretrained,
         ), folder
     if given["system"] is None:
         raise UserError("missing SYSTEM: " + ("there is no run to resume" if resume else "regard list shows all names"))
@@ -165,13 +180,26 @@ def _wishes(given: dict[str, Any], recipe: dict[str, Any], out: Path | None, res
 
 def _planned(wishes: Any, folder: Path, *, resume: bool, console: Console | None) -> Plan:
     """Claim the folder, read the data and show the plan."""
+    from regard.cli.console import progress
     from regard.tasks import runs
 
     with runs.claimed(folder, resume=resume):
-        planned = runs.plan(wishes, cache=folder)
+        with progress().status("reading the data"):
+            planned = runs.plan(wishes, cache=folder)
+        _list_bad(planned, folder)
         if console is not None:
             _show_plan(planned, console, whole=False)
     return planned
+
+
+def _list_bad(planned: Plan, folder: Path) -> None:
+    """Keep the names of all files that were skipped."""
+    from regard.cli.records import BAD_FILES, bad_files_text
+    from regard.files import write_atomically
+
+    if planned.task.bad:
+        write_atomically(folder / BAD_FILES, bad_files_text(planned.task))
+        planned.task.notes.append(f"all of them are listed in {folder / BAD_FILES}")
 
 
 def _take_back(folder: Path, earlier: bytes | None) -> None:
@@ -189,6 +217,7 @@ def _take_back(folder: Path, earlier: bytes | None) -> None:
 def _show_plan(planned: Plan, console: Console, *, whole: bool) -> None:
     import torch
 
+    from regard.tasks.depth import freeze
     from regard.tasks.networks import config_to_plain, count_parameters
 
     with torch.device("meta"):
@@ -202,6 +231,11 @@ def _show_plan(planned: Plan, console: Console, *, whole: bool) -> None:
         f"{planned.model_name} on {planned.task.name}: {count_parameters(model):,} parameters, "
         f"{recipe.steps:,} steps of {recipe.batch} rows"
     )
+    if recipe.freeze != "none":
+        freeze(model, recipe.freeze)
+        console.print(f"{count_parameters(model):,} of the parameters are trained")
+    if planned.initial:
+        console.print(f"{len(planned.initial):,} of {len(model.state_dict()):,} weights and buffers are pretrained")
     if whole:
         from rich.table import Table
 
@@ -229,7 +263,7 @@ def _train(planned: Plan, folder: Path, hardware: Hardware, *, resume: bool, con
     _report(planned, folder, outcome, final, extras, model)
     console.print(f"{outcome.stopped}; best at step {outcome.progress.best_step:,}")
     for part, metrics in final.items():
-        console.print(f"{part}: {in_words(metrics)}")
+        console.print(f"{part}: {in_words(metrics)}", soft_wrap=True)
     if outcome.seconds_per_step is not None and outcome.data_share is not None:
         console.print(f"{1000 * outcome.seconds_per_step:.1f} ms per step, data loading {outcome.data_share:.1%} of it")
     for name in ("model.safetensors", "log.csv", REPORT):

@@ -12,6 +12,7 @@ from regard.compare.problems import Problem
 from regard.metadata import No, Traits
 
 DIGITS = 4
+MAP_AXES = 4
 
 
 def why_no_map(traits: Traits | None) -> str:
@@ -21,7 +22,7 @@ def why_no_map(traits: Traits | None) -> str:
 
 @torch.no_grad()
 def attention_map(host: Host, problem: Problem, traits: Traits) -> dict[str, Any]:
-    """The map of the middle layer's mixer, one matrix per head, with a label per token.
+    """The map of the middle layer's mixer, one matrix per head, with a label per token, or per position of its map.
 
     Args:
         host: the trained network.
@@ -31,7 +32,11 @@ def attention_map(host: Host, problem: Problem, traits: Traits) -> dict[str, Any
     sample, labels = problem.shown_example()
     mixers = host.mixers()
     layer = len(mixers) // 2
-    weights = mixers[layer].attention_map(_input_of(mixers[layer], host, sample))[0].float().cpu()
+    seen = _input_of(mixers[layer], host, sample)
+    if seen.ndim == MAP_AXES:
+        height, width = seen.shape[2:]
+        labels = [f"{row},{column}" for row in range(height) for column in range(width)]
+    weights = mixers[layer].attention_map(seen)[0].float().cpu()
     rows = torch.round(weights, decimals=DIGITS).tolist()
     return {
         "heads": [[[round(value, DIGITS) for value in row] for row in head] for head in rows],

@@ -89,7 +89,7 @@ def build_host(name: str, settings: Settings, shape: Shape, knob: int) -> Host:
         assert isinstance(shape, ImageShape), "feature mixers race on images"
 
         def feature_mixer(channels: int) -> nn.Module:
-            return make_feature_mixer(name, channels=channels)
+            return make_feature_mixer(name, channels=channels, num_heads=settings.num_heads)
 
         return ResidualHost(
             feature_mixer,

@@ -44,7 +44,7 @@ def build_alone(name: str, settings: Settings, device: torch.device) -> nn.Modul
     """The mechanism by itself, with the width and heads of the race (a feature mixer with `dim` channels)."""
     torch.manual_seed(0)
     if entry_of(name).kind == "feature":
-        mixer = make_feature_mixer(name, channels=settings.dim)
+        mixer = make_feature_mixer(name, channels=settings.dim, num_heads=settings.num_heads)
     else:
         causal = is_causal(name, settings.task)
         longest = max(settings.lengths)

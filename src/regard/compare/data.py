@@ -13,7 +13,7 @@ from regard.compare.race_tasks import IMAGE, SERIES, TEXT
 from regard.compare.series import description_of, read_series
 from regard.compare.settings import Settings
 from regard.compare.text import load_corpus
-from regard.tasks.image_files import load_images
+from regard.tasks.images.arrays import load_images
 
 
 @dataclass(frozen=True)

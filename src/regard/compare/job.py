@@ -20,7 +20,7 @@ from regard.compare.series import baselines, description_of, notes_of
 from regard.compare.settings import Settings
 from regard.compare.text import Corpus, byte_labels, entropy_bits, factors_for, sample_of
 from regard.files import write_atomically
-from regard.tasks.image_files import ImageSet
+from regard.tasks.images.arrays import ImageSet
 from regard.tasks.series.forecasting import Forecasting
 from regard.wording import shown
 

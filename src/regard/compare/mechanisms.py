@@ -6,6 +6,8 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
+import math
 import os
 import re
 import sys
@@ -15,11 +17,12 @@ from typing import Any
 from regard.compare.race_tasks import TASKS
 from regard.errors import UserError
 from regard.metadata import Entry, No
-from regard.registry import create, entry_of, systems
+from regard.registry import create, entry_of, get_class, systems
 from regard.wording import shown
 
 YARDSTICK = "softmax"
 IMAGE_DIMENSIONS = 2
+FEWEST_AGENTS = 4
 
 
 def why_unfit(entry: Entry, task: str) -> str:
@@ -91,9 +94,20 @@ def is_causal(name: str, task: str) -> bool:
     return bool(TASKS[task].why_causal) or (traits is not None and isinstance(traits.bidirectional, No))
 
 
-def make_feature_mixer(name: str, *, channels: int) -> Any:
-    """Build a feature mixer for this number of channels."""
-    return create(name, channels=channels)
+def make_feature_mixer(name: str, *, channels: int, num_heads: int) -> Any:
+    """Build a feature mixer for this number of channels.
+
+    Args:
+        name: its public name.
+        channels: number of channels.
+        num_heads: heads, or groups of channels, for mechanisms that have them; the largest divisor that `channels`
+            share with it is taken.
+    """
+    accepted = inspect.signature(get_class(name)).parameters
+    wanted = {"num_heads": math.gcd(channels, num_heads), "num_groups": math.gcd(channels, num_heads)}
+    # biases between agents and positions would outweigh a small network
+    wanted["num_agents"] = FEWEST_AGENTS
+    return create(name, channels=channels, **{option: wanted[option] for option in wanted if option in accepted})
 
 
 def import_outsider(target: str) -> None:

@@ -1,10 +1,12 @@
-"""Two-layer perceptrons with an exact GELU and dropout: over the features of a token, and over the tokens of a channel.
+"""Two-layer perceptrons with a GELU and dropout: over the features of a token, and over the tokens of a channel.
 
 Sources: "An Image is Worth 16x16 Words", Dosovitskiy et al., ICLR 2021, https://arxiv.org/abs/2010.11929, section 3.1;
 "MLP-Mixer", Tolstikhin et al., NeurIPS 2021, https://arxiv.org/abs/2105.01601, equation 1.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,12 +22,15 @@ class FeedForward(nn.Module):
         dim: width of a token.
         hidden: width inside.
         dropout: probability of dropping a number, after both linear maps.
+        approximate: "none" for the exact GELU, "tanh" for its approximation.
 
     Raises:
         ValueError: a width that is not positive, or a probability outside [0, 1).
     """
 
-    def __init__(self, dim: int, hidden: int, *, dropout: float = 0.0) -> None:
+    def __init__(
+        self, dim: int, hidden: int, *, dropout: float = 0.0, approximate: Literal["none", "tanh"] = "none"
+    ) -> None:
         super().__init__()
         if dim < 1 or hidden < 1:
             raise ValueError(f"the widths of a perceptron must be positive, got {dim} and {hidden} inside")
@@ -34,10 +39,12 @@ class FeedForward(nn.Module):
         self.up_proj = nn.Linear(dim, hidden)
         self.down_proj = nn.Linear(hidden, dim)
         self.dropout = nn.Dropout(dropout)
+        self.approximate = approximate
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """Every token by itself."""
-        return self.dropout(self.down_proj(self.dropout(gelu(self.up_proj(x)))))
+        inner = gelu(self.up_proj(x), approximate=self.approximate)
+        return self.dropout(self.down_proj(self.dropout(inner)))
 
 
 class TokenFeedForward(FeedForward):

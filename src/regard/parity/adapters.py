@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from regard.layers.reference_names import Rules, rename
 from regard.parity.cases import Case
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "entries",
     "find_adapter",
     "parts_of",
+    "renamed_leaves",
 ]
 
 
@@ -132,6 +134,19 @@ class Sliced:
     def assemble(self, gradients: Sequence[Tensor]) -> Tensor:
         """The slice of the gradient."""
         return assemble(self._leaf, gradients)[self._index]
+
+
+def renamed_leaves(case: Case, module: nn.Module, rules: Rules) -> dict[str, Leaf]:
+    """The parameters of `module` under the reference's names, for all gradients of the case that are not of an input.
+
+    Args:
+        case: whose names are wanted.
+        module: ours.
+        rules: how `load_reference` renames.
+    """
+    parameters = dict(module.named_parameters())
+    wanted = (name for gradients in case.gradients.values() for name in gradients if not name.startswith("in."))
+    return {name: parameters[own] for name in wanted if (own := rename(name, rules)) in parameters}
 
 
 @dataclass(frozen=True, kw_only=True)

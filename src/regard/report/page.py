@@ -139,6 +139,7 @@ class Page:
         data: what the page's scripts read beside the charts, by name.
         scripts: names of further scripts in `templates/`, run after the frame's own.
         styles: names of further style sheets in `templates/`.
+        draws: whether the plotting library is part of the page; without it there are no charts.
     """
 
     title: str
@@ -150,6 +151,7 @@ class Page:
     data: dict[str, Any] = field(default_factory=dict)
     scripts: Sequence[str] = ()
     styles: Sequence[str] = ()
+    draws: bool = True
 
 
 @lru_cache(maxsize=1)
@@ -242,7 +244,7 @@ def render_page(page: Page) -> str:
         ValueError: a chart's data hold a number that is not finite.
     """
     charts = [chart for section in page.sections for chart in section.charts if chart.views]
-    scripts = [_plotly_script(), _asset("page.js"), *(_asset(name) for name in page.scripts)]
+    scripts = [*([_plotly_script()] if page.draws else []), _asset("page.js"), *(_asset(name) for name in page.scripts)]
     data = {
         **page.data,
         "themes": THEMES,

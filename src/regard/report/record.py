@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Figures = Mapping[str, float | None]
 Fact = tuple[str, object]
@@ -15,6 +15,8 @@ Sample = tuple[str, str]
 Grid = tuple[str, Sequence[object], Sequence[Sequence[object]]]
 Series = Mapping[str, Sequence[tuple[float | None, float | None]]]
 LineChart = tuple[str, str, str, Series]
+HeatMap = Mapping[str, Any]
+"""`title`, `x_label`, `y_label`, `names` of rows and columns, `values` from 0 to 1, and `what` a value is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,7 @@ class EvaluationRecord:
         samples: titles and texts, such as generated text or translations; line breaks are kept.
         tables: titles, headings and rows, such as perplexity by length or a confusion matrix.
         charts: titles, labels of x and y, and named series of points, such as a forecast and the truth.
+        heat_maps: squares of shares, such as a confusion matrix of many classes.
 
     Raises:
         ValueError: `better` is neither "lower" nor "higher".
@@ -59,6 +62,7 @@ class EvaluationRecord:
     samples: Sequence[Sample] = ()
     tables: Sequence[Grid] = ()
     charts: Sequence[LineChart] = ()
+    heat_maps: Sequence[HeatMap] = ()
 
     def __post_init__(self) -> None:
         if self.better not in ("lower", "higher"):

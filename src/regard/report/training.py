@@ -12,6 +12,7 @@ from typing import Literal
 from regard.files import write_atomically
 from regard.report import units
 from regard.report.curves import line_chart, loss_chart, metric_value, metric_words, rate_chart, validation_chart
+from regard.report.heat_maps import heat_map
 from regard.report.page import Page, Section, fragment, render_page
 from regard.report.palette import Style
 from regard.report.record import EvaluationRecord, Grid, TrainingRecord
@@ -235,8 +236,9 @@ def _ingredients(record: EvaluationRecord) -> list[Section]:
         lead = _left_out(len(record.tables) - _MOST_TABLES, "tables")
         body = fragment("tables.html", tables=tables)
         sections.append(Section("results", "Results", "Results", lead, body))
-    if record.charts:
+    if record.charts or record.heat_maps:
         charts = [line_chart(chart, f"chart-{i}") for i, chart in enumerate(record.charts[:_MOST_CHARTS])]
+        charts += [heat_map(found, f"heat-map-{i}") for i, found in enumerate(record.heat_maps[:_MOST_CHARTS])]
         lead = _left_out(len(record.charts) - _MOST_CHARTS, "charts")
         sections.append(Section("charts", "Charts", "Charts", lead, charts=charts))
     if record.samples:

@@ -27,7 +27,7 @@ from regard.tasks.task import Task
 from regard.wording import shown
 
 FORMAT = "regard-checkpoint-1"
-MODEL, OPTIMIZER = "model.", "optimizer."
+MODEL, OPTIMIZER, AVERAGE = "model.", "optimizer.", "average."
 LARGEST_INTEGER = 2**31
 
 
@@ -81,8 +81,21 @@ def header_of(task: Task, model_name: str, config: Any, **more: Any) -> Header:
     )
 
 
-def save(path: Path, header: Header, state: Mapping[str, Tensor], optimizer: Mapping[str, Any] | None = None) -> None:
+def save(
+    path: Path,
+    header: Header,
+    state: Mapping[str, Tensor],
+    optimizer: Mapping[str, Any] | None = None,
+    average: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a checkpoint to a temporary name and rename it.
+
+    Args:
+        path: the file.
+        header: what it says of itself.
+        state: of the network.
+        optimizer: its state, if training is to go on.
+        average: state of the moving average of the weights, if training is to go on and there is one.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full; an earlier file is then as it was.
@@ -100,6 +113,8 @@ def save(path: Path, header: Header, state: Mapping[str, Tensor], optimizer: Map
     run = dict(header.run)
     if optimizer is not None:
         run["optimizer"] = _flatten(optimizer, tensors)
+    for name, tensor in (average or {}).items():
+        tensors[AVERAGE + name] = tensor.detach().cpu().contiguous().clone()
     described = asdict(header) | {"format": FORMAT, "aliases": aliases, "run": run}
     write_atomically(path, to_safetensors(tensors, metadata={"regard": json.dumps(described)}))
 
@@ -180,7 +195,7 @@ def load(path: Path) -> Checkpoint:
     try:
         state = network_state(header, tensors)
         task = restore_task(header)
-        config = config_from_plain(type(_config_of(header.model)), header.config)
+        config = config_from_plain(type(config_of(header.model)), header.config)
         _check_sizes(header, config, state)
         model = build(header.model, config)
         load_strictly(model, state)
@@ -208,7 +223,8 @@ def restore_task(header: Header) -> Task:
     return task
 
 
-def _config_of(model: str) -> Any:
+def config_of(model: str) -> Any:
+    """Where a network's config starts."""
     from regard.tasks.networks import default_config
 
     return default_config(model)

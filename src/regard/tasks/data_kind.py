@@ -8,7 +8,9 @@ from pathlib import Path
 from regard.errors import UserError
 from regard.wording import shown
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+IMAGE_SUFFIXES = frozenset(
+    (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm")
+)
 
 
 def kind_of(path: Path) -> str:
@@ -44,7 +46,7 @@ def _kind_of_folder(folder: Path) -> str:
     if any(len(languages) > 1 for languages in stems.values()):
         return "translation"
     if any("idx" in name and "ubyte" in name for name in names) or _has_class_folders(folder):
-        return "images"
+        return "classification"
     return "language"
 
 

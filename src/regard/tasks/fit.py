@@ -10,23 +10,23 @@ from __future__ import annotations
 import math
 import signal
 import time
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from regard.errors import UserError
 from regard.tasks import checkpoint
+from regard.tasks.averaging import Average
+from regard.tasks.depth import freeze, frozen_parts, parameter_groups
 from regard.tasks.evaluation import is_better, sums_over
+from regard.tasks.hardware import Hardware, quiet, trainer_for
 from regard.tasks.logs import Logs
 from regard.tasks.progress_bar import ProgressBar
 from regard.tasks.recipe import Recipe
@@ -34,27 +34,6 @@ from regard.tasks.task import Batch, Task, rng
 
 LAST, BEST = "last.safetensors", "model.safetensors"
 SAVE_EVERY_S = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hardware:
-    """Where and how the loop runs; Lightning's own words.
-
-    Args:
-        accelerator: "auto", "cpu", "gpu" or another that Lightning knows.
-        devices: number of devices, or "auto".
-        strategy: "auto", "ddp", "fsdp" or another that Lightning knows.
-        precision: "32-true", "bf16-mixed", "16-mixed", "bf16-true" or "64-true".
-        workers: processes that prepare batches; 0 = in the loop itself.
-        progress: whether to show a progress bar.
-    """
-
-    accelerator: str = "cpu"
-    devices: int | str = 1
-    strategy: str = "auto"
-    precision: Any = "32-true"
-    workers: int = 0
-    progress: bool = True
 
 
 @dataclass
@@ -134,6 +113,21 @@ class _Module(lightning.LightningModule):
         self.task, self.recipe, self.progress, self.workers = task, recipe, progress, workers
         self.start = progress.step
         self.earlier_optimizer: dict[str, Any] | None = None
+        self.earlier_average: dict[str, Tensor] = {}
+        self.average: Average | None = None
+        self._frozen = frozen_parts(model)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is evaluated and kept: the average, where there is one."""
+        return self.model if self.average is None else self.average.model
+
+    def on_train_start(self) -> None:
+        # the network is on its device only now
+        if self.recipe.ema:
+            self.average = Average(self.model, self.recipe, step=self.start)
+            if self.earlier_average:
+                self.average.load(self.earlier_average)
 
     def train_dataloader(self) -> Any:
         rank, world = self.global_rank, self.trainer.world_size
@@ -144,9 +138,11 @@ class _Module(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         recipe = self.recipe
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
-            trained, lr=recipe.learning_rate, betas=(0.9, recipe.beta2), weight_decay=recipe.weight_decay
+            parameter_groups(self.model, recipe),
+            lr=recipe.learning_rate,
+            betas=(0.9, recipe.beta2),
+            weight_decay=recipe.weight_decay,
         )
         if self.earlier_optimizer is not None:
             optimizer.load_state_dict(self.earlier_optimizer)
@@ -156,7 +152,9 @@ class _Module(lightning.LightningModule):
         step = self.start + index
         rate = self.recipe.rate(step)
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        for part in self._frozen:
+            part.eval()
         torch.manual_seed(int(rng(self.recipe.seed, step, self.global_rank).integers(2**62)))
         loss = self.task.loss(self.model, batch)
         value = float(loss.detach())
@@ -196,6 +194,8 @@ class _Housekeeping(Callback):
     ) -> None:
         progress, recipe = module.progress, module.recipe
         step = module.start + batch_idx + 1
+        if module.average is not None:
+            module.average.update(module.model)
         self.steps_done += 1
         self._spent += time.monotonic() - self._begin
         self._waited = module.waiting.seconds
@@ -222,7 +222,7 @@ class _Housekeeping(Callback):
         task, progress = module.task, module.progress
         part = task.parts()[0]
         sums = sums_over(
-            task, module.model, part, module.recipe.batch, rank=trainer.global_rank, world=trainer.world_size
+            task, module.evaluated, part, module.recipe.batch, rank=trainer.global_rank, world=trainer.world_size
         )
         if trainer.world_size > 1:
             sums = _over_processes(sums)
@@ -232,7 +232,8 @@ class _Housekeeping(Callback):
             self.logs.evaluation(progress.step, metrics)
         if is_better(task, metrics, progress.best):
             progress.best, progress.best_step, progress.without_better = metrics[task.metric], progress.step, 0
-            self._write(trainer, BEST, metrics=metrics, step=progress.step)
+            average = None if module.average is None else module.average.model.state_dict()
+            self._write(trainer, BEST, state=average, metrics=metrics, step=progress.step)
         else:
             progress.without_better += 1
 
@@ -247,15 +248,27 @@ class _Housekeeping(Callback):
         """Write what a continuation needs."""
         optimizer = trainer.strategy.optimizer_state(trainer.optimizers[0])
         run = asdict(module.progress) | {"recipe": asdict(module.recipe)}
-        self._write(trainer, LAST, optimizer=optimizer, step=module.progress.step, run=run)
+        average = None if module.average is None else module.average.model.state_dict()
+        self._write(trainer, LAST, optimizer=optimizer, average=average, step=module.progress.step, run=run)
         self._saved = time.monotonic()
 
-    def _write(self, trainer: lightning.Trainer, name: str, *, optimizer: Any = None, **more: Any) -> None:
-        state = trainer.strategy.lightning_module_state_dict()
+    def _write(
+        self,
+        trainer: lightning.Trainer,
+        name: str,
+        *,
+        state: dict[str, Tensor] | None = None,
+        optimizer: Any = None,
+        average: dict[str, Tensor] | None = None,
+        **more: Any,
+    ) -> None:
+        """Write a checkpoint; the state is the trained network's, unless another is given."""
+        if state is None:
+            whole = trainer.strategy.lightning_module_state_dict()
+            state = {key.removeprefix("model."): value for key, value in whole.items()}
         if trainer.is_global_zero:
-            weights = {key.removeprefix("model."): value for key, value in state.items()}
             header = checkpoint.Header(**{**vars(self.header), **more})
-            checkpoint.save(self.folder / name, header, weights, optimizer)
+            checkpoint.save(self.folder / name, header, state, optimizer, average)
 
     @property
     def data_share(self) -> float | None:
@@ -298,6 +311,7 @@ def fit(
         OSError: a checkpoint cannot be written.
     """
     hardware = hardware or Hardware()
+    freeze(model, recipe.freeze)
     module = _Module(task, model, recipe, Progress(), hardware.workers)
     header = checkpoint.header_of(task, model_name, config)
     if resume and (folder / LAST).is_file():
@@ -308,9 +322,12 @@ def fit(
     if recipe.patience and module.progress.without_better >= recipe.patience:
         return Outcome(module.progress, "early stopping", True, None, None)
     keeping = _Housekeeping(header, folder, logs)
-    trainer = _trainer(recipe, hardware, keeping, folder, task.metric)
+    callbacks: list[Callback] = [keeping]
+    if hardware.progress:
+        callbacks.append(ProgressBar(recipe.steps, task.metric))
+    trainer = trainer_for(recipe, hardware, callbacks, folder)
     on_interrupt = signal.getsignal(signal.SIGINT)
-    with _quiet(), logs:
+    with quiet(), logs:
         try:
             trainer.fit(module)
         except SystemExit:
@@ -349,60 +366,24 @@ def _take_up(module: _Module, path: Path, header: checkpoint.Header) -> None:
             raise UserError(f"{path} was written by a run with another {name}: give another --out, or its settings")
     run = dict(stored.run)
     recipe, plain = run.pop("recipe"), asdict(module.recipe)
-    changed = [name for name in plain if recipe.get(name) != plain[name] and name != "patience"]
+    # a run of an earlier version did what a field that it does not know does by default
+    recipe = {**asdict(Recipe()), **recipe}
+    changed = [name for name in plain if recipe[name] != plain[name] and name != "patience"]
     if changed:
-        was, now = recipe.get(changed[0]), plain[changed[0]]
+        was, now = recipe[changed[0]], plain[changed[0]]
         raise UserError(f"{path} was written by a run with {changed[0]}={was}, not {now}: its curve cannot go on")
     module.earlier_optimizer = checkpoint.optimizer_state(
         run.pop("optimizer"), {name: value for name, value in tensors.items() if name.startswith(checkpoint.OPTIMIZER)}
     )
     module.model.load_state_dict(checkpoint.network_state(stored, tensors))
+    module.earlier_average = {
+        name.removeprefix(checkpoint.AVERAGE): value
+        for name, value in tensors.items()
+        if name.startswith(checkpoint.AVERAGE)
+    }
     module.progress = Progress(**run)
     module.progress.resumed_from.append(module.progress.step)
     module.start = module.progress.step
 
 
-def _trainer(
-    recipe: Recipe, hardware: Hardware, keeping: _Housekeeping, folder: Path, metric: str
-) -> lightning.Trainer:
-    callbacks: list[Callback] = [keeping]
-    if hardware.progress:
-        callbacks.append(ProgressBar(recipe.steps, metric))
-    try:
-        with _quiet():
-            return lightning.Trainer(
-                accelerator=hardware.accelerator,
-                devices=hardware.devices,
-                strategy=hardware.strategy,
-                precision=hardware.precision,
-                max_epochs=1,
-                gradient_clip_val=recipe.clip_norm or None,
-                callbacks=callbacks,
-                logger=False,
-                enable_checkpointing=False,
-                enable_model_summary=False,
-                enable_progress_bar=False,
-                use_distributed_sampler=False,
-                default_root_dir=folder,
-            )
-    except (ValueError, RuntimeError, TypeError, MisconfigurationException) as error:
-        raise UserError(f"these devices cannot be used: {error}") from None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Lightning's advice: it speaks of files and loaders that this loop does not use."""
-    import logging
-
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning.*")
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+__all__ = ["BEST", "LAST", "Hardware", "Outcome", "Progress", "fit"]

@@ -128,6 +128,11 @@ class Language(Task):
         assert self.tokenizer is not None
         return {"vocab_size": self.tokenizer.vocab_size}
 
+    def example(self, rows: int) -> dict[str, Tensor]:
+        """Random tokens, as many as a training window has."""
+        assert self.tokenizer is not None
+        return {"tokens": torch.randint(self.tokenizer.vocab_size, (rows, self.settings.length))}
+
     # -- training and evaluation
 
     def batch(self, random: np.random.Generator, rows: int) -> Tensor:

@@ -26,7 +26,7 @@ TASKS = {
     "events": "regard.tasks.series.events:Events",
     "control": "regard.tasks.series.control:Control",
     "translation": "regard.tasks.translation:Translation",
-    "images": "regard.tasks.images:Images",
+    "classification": "regard.tasks.classification:Classification",
 }
 HOSTS = {
     "language": "decoder_lm",
@@ -34,7 +34,7 @@ HOSTS = {
     "series_classification": "aaren_series_classifier",
     "events": "aaren_event_model",
     "control": "aaren_decision_transformer",
-    "images": "vit",
+    "classification": "vit",
 }
 """By task, the network that takes any mixer; language and series need a causal one, images one that sees both ways."""
 
@@ -80,7 +80,7 @@ def models_of(system: str) -> dict[str, tuple[str, ...]]:
     if entry.kind != "sequence" or entry.traits is None:
         raise UserError(f"{system} is a {entry.kind} mixer without a network that can be trained on its own")
     for task, host in HOSTS.items():
-        fits = entry.traits.bidirectional if task == "images" else entry.traits.causal
+        fits = entry.traits.bidirectional if task == "classification" else entry.traits.causal
         if fits and entry.traits.any_length:
             own.setdefault(task, (host,))
     return own
@@ -118,7 +118,9 @@ def default_config(model: str) -> Any:
     return variants[model].config if model in variants else cls.SMALL
 
 
-def configure(system: str, model: str, decided: Mapping[str, Any], wanted: Mapping[str, str]) -> Any:
+def configure(
+    system: str, model: str, decided: Mapping[str, Any], wanted: Mapping[str, str], *, start: Any = None
+) -> Any:
     """The config of a network.
 
     Args:
@@ -126,11 +128,12 @@ def configure(system: str, model: str, decided: Mapping[str, Any], wanted: Mappi
         model: the network's name.
         decided: fields that the data decide.
         wanted: fields that the user sets, as texts.
+        start: the config that is changed; None = the network's own.
 
     Raises:
         UserError: an unknown field (the nearest is suggested), a value that does not fit, or one that data decide.
     """
-    config = default_config(model)
+    config = default_config(model) if start is None else start
     known = {item.name for item in fields(config)}
     entry = _entry(system)
     given: dict[str, Any] = {name: value for name, value in decided.items() if name in known}

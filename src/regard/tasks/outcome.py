@@ -14,13 +14,10 @@ from regard.tasks.evaluation import evaluate
 from regard.tasks.networks import config_to_plain
 from regard.tasks.task import Task
 
-WHOLE = "all"
-"""The part that contains the others; it is measured only where it is asked for."""
-
 
 def parts_of(task: Task) -> list[str]:
     """The parts that are measured without being asked for."""
-    return [part for part in task.parts() if part != WHOLE]
+    return [part for part in task.parts() if part not in task.on_request()]
 
 
 def measure(

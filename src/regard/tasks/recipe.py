@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
+
+Frozen = Literal["none", "stem", "body"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +17,7 @@ class Recipe:
         steps: number of updates.
         batch: rows per update, over all devices.
         learning_rate: the peak.
-        weight_decay: of AdamW, on all parameters.
+        weight_decay: of AdamW.
         beta2: the second of AdamW's betas; the first is 0.9.
         warmup: share of the steps with a rising rate.
         final_share: the rate at the end as a share of the peak.
@@ -22,6 +25,12 @@ class Recipe:
         evaluate_every: steps between two evaluations and checkpoints; 0 = a tenth of all.
         patience: evaluations without a better value before training stops; 0 = never.
         seed: of the initial weights, the data order and dropout.
+        ema: decay of a moving average of the weights, which is what is evaluated and kept; 0 = no average. It begins
+            lower: at most (1 + step) / (10 + step).
+        layer_decay: factor on the learning rate from each level of depth to the one below; 1 = the same everywhere.
+        decay_vectors: whether weight decay also falls on biases, norms and other vectors.
+        freeze: weights that stay as they are: "none", "stem" (what comes before the first block) or "body"
+            (everything but the classifier).
 
     Raises:
         ValueError: a number outside its range.
@@ -38,6 +47,10 @@ class Recipe:
     evaluate_every: int = 0
     patience: int = 0
     seed: int = 0
+    ema: float = 0.0
+    layer_decay: float = 1.0
+    decay_vectors: bool = True
+    freeze: Frozen = "none"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch"):
@@ -53,6 +66,12 @@ class Recipe:
         for name in ("warmup", "final_share", "beta2"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must be in (0, 1], got {self.layer_decay}")
+        if self.freeze not in ("none", "stem", "body"):
+            raise ValueError(f"freeze must be none, stem or body, got {self.freeze!r}")
 
     @property
     def evaluation_interval(self) -> int:
@@ -67,3 +86,7 @@ class Recipe:
         progress = min(1.0, (step - warmup) / max(1, self.steps - warmup))
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
         return self.learning_rate * (self.final_share + (1 - self.final_share) * cosine)
+
+    def average_decay(self, step: int) -> float:
+        """The decay of the moving average after an update, counted from 0."""
+        return min(self.ema, (1 + step) / (10 + step))

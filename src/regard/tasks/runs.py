@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from regard.errors import UserError
 from regard.files import write_atomically
@@ -28,18 +25,19 @@ from regard.tasks.networks import (
     config_from_plain,
     configure,
     count_parameters,
-    default_config,
     from_plain,
     models_of,
     parse_fields,
 )
 from regard.tasks.networks import task_class as class_of
+from regard.tasks.pretrained import read_pretrained
 from regard.tasks.recipe import Recipe
+from regard.tasks.set_option import share_out
 from regard.tasks.task import Task
 from regard.wording import shown
 
 RUN = "run.json"
-PLAIN_RUN_KEYS = ("system", "task", "data", "settings", "recipe")
+PLAIN_RUN_KEYS = ("system", "task", "data", "settings", "recipe", "pretrained")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +48,9 @@ class Wishes:
         system: a network, a mechanism, or a system's id.
         task: name of a task; None = what the data and the system suggest.
         data: the user's files; None = the built-in sample.
-        settings: fields of the network's config and of the task's settings, as texts.
+        settings: fields of the network's config, of the task's settings and of the recipe, as texts.
         recipe: fields of the recipe that differ from the task's own.
+        pretrained: a file with weights to start from; None = random ones.
     """
 
     system: str
@@ -59,6 +58,7 @@ class Wishes:
     data: str | None
     settings: Mapping[str, str]
     recipe: Mapping[str, Any]
+    pretrained: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class Plan:
         model_name: the network.
         config: its config.
         recipe: how it is trained.
+        initial: weights to start from, by name; those that are missing are random.
     """
 
     wishes: Wishes
@@ -78,11 +79,18 @@ class Plan:
     model_name: str
     config: Any
     recipe: Recipe
+    initial: Mapping[str, Tensor] = field(default_factory=dict)
 
     def build(self) -> nn.Module:
-        """The network with its initial weights, which depend on the seed alone."""
+        """The network with random weights, which depend on the seed alone."""
         torch.manual_seed(self.recipe.seed)
         return build(self.model_name, self.config)
+
+    def start(self) -> nn.Module:
+        """The network as training begins: random weights, or pretrained ones where there are some."""
+        model = self.build()
+        model.load_state_dict(dict(self.initial), strict=False)
+        return model
 
 
 def choose_task(system: str, task: str | None, data: Path | None) -> tuple[str, str]:
@@ -129,62 +137,22 @@ def plan(wishes: Wishes, *, cache: Path | None = None) -> Plan:
     data = None if wishes.data is None else Path(wishes.data)
     task_name, model_name = choose_task(wishes.system, wishes.task, data)
     cls = class_of(task_name)
-    of_task, of_network = _share_out(wishes.settings, cls, model_name)
+    of_task, of_network, of_recipe = share_out(wishes.settings, cls, model_name)
     try:
         task = cls(cls.Settings(**parse_fields(cls.Settings, of_task, what=task_name)))
-        recipe = replace(cls.recipe, **wishes.recipe)
+        recipe = replace(cls.recipe, **parse_fields(Recipe, of_recipe, what="the recipe"))
+        recipe = replace(recipe, **wishes.recipe)
     except ValueError as error:
         raise UserError(str(error)) from None
+    pretrained = None if wishes.pretrained is None else read_pretrained(Path(wishes.pretrained))
+    start = None
+    if pretrained is not None:
+        pretrained.prepare(task)
+        start = pretrained.config_for(model_name)
     task.read(data, cache=cache)
-    config = configure(wishes.system, model_name, task.model_fields(), of_network)
-    return Plan(wishes, task, model_name, config, recipe)
-
-
-def _share_out(settings: Mapping[str, str], task: type[Task], model_name: str) -> tuple[dict[str, str], dict[str, str]]:
-    """The settings that belong to the task, and those that belong to the network."""
-    of_task = {item.name for item in fields(task.Settings)}
-    of_network = {item.name for item in fields(default_config(model_name))}
-    for name in settings:
-        if name not in of_task | of_network:
-            near = difflib.get_close_matches(name, of_task | of_network, n=1)
-            known = f"{task.name} has {', '.join(sorted(of_task))}; {model_name} has {', '.join(sorted(of_network))}"
-            raise UserError(f"no setting {shown(name)!r}: " + (f"did you mean {near[0]}?" if near else known))
-    mine = {name: value for name, value in settings.items() if name in of_task}
-    return mine, {name: value for name, value in settings.items() if name not in of_task}
-
-
-def split_settings(text: str | None) -> dict[str, str]:
-    """`"dim=64,mixer_options={...}"` as names and values; commas inside brackets do not separate.
-
-    Raises:
-        UserError: a part that is not NAME=VALUE.
-    """
-    found: dict[str, str] = {}
-    if not text:
-        return found
-    for part in _between_commas(text):
-        name, equals, value = part.partition("=")
-        if not equals or not name.strip():
-            raise UserError(f"--set takes NAME=VALUE,NAME=VALUE, got {shown(part)!r}")
-        found[name.strip()] = value.strip()
-    return found
-
-
-def _between_commas(text: str) -> list[str]:
-    """The text cut at the commas that a `NAME=` follows, outside brackets and the texts inside them."""
-    cuts, depth, quoted = [-1], 0, False
-    for place, char in enumerate(text):
-        if quoted:
-            quoted = char != '"' or text[place - 1] == "\\"
-        elif char in "{[":
-            depth += 1
-        elif char in "}]":
-            depth = max(0, depth - 1)
-        elif depth:
-            quoted = char == '"'
-        elif char == "," and re.match(r"\s*\w+\s*=", text[place + 1 :]):
-            cuts.append(place)
-    return [text[start + 1 : end] for start, end in pairwise([*cuts, len(text)])]
+    config = configure(wishes.system, model_name, task.model_fields(), of_network, start=start)
+    initial = {} if pretrained is None else pretrained.weights_for(model_name, config)
+    return Plan(wishes, task, model_name, config, recipe, initial)
 
 
 def new_folder(system: str, task: str) -> Path:
@@ -259,6 +227,7 @@ def read_wishes(folder: Path) -> Wishes:
     path = folder / RUN
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = {"pretrained": None, **stored}
         wishes = config_from_plain(Wishes, {name: stored[name] for name in PLAIN_RUN_KEYS})
         of_recipe = get_type_hints(Recipe)
         for name, value in wishes.recipe.items():
@@ -279,7 +248,7 @@ def train(planned: Plan, folder: Path, hardware: Hardware, *, resume: bool) -> O
     try:
         return fit(
             planned.task,
-            planned.build(),
+            planned.start(),
             model_name=planned.model_name,
             config=planned.config,
             recipe=planned.recipe,

@@ -20,10 +20,66 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from regard.errors import UserError
 from regard.tasks.recipe import Recipe
 
 Batch = Any
 """A pytree of tensors with the rows on axis 0."""
+WHOLE = "all"
+"""The part that contains the others."""
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A square of shares, drawn in colours.
+
+    Args:
+        title: its heading.
+        x_label: what the columns are.
+        y_label: what the rows are.
+        names: of rows and columns.
+        values: by row and column, from 0 to 1.
+        what: what a value is.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    names: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]
+    what: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An input with its answers, for a page.
+
+    Args:
+        name: of the file.
+        thumbnail: a small JPEG.
+        answers: classes and probabilities, the likeliest first.
+    """
+
+    name: str
+    thumbnail: bytes
+    answers: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What a prediction shows on a page beside its files.
+
+    Args:
+        inputs: some of the inputs.
+        bad: inputs without a prediction, and why.
+        total: number of inputs with a prediction.
+        counts: how often each answer was given, the most frequent first.
+    """
+
+    inputs: tuple[Shown, ...]
+    bad: tuple[tuple[str, str], ...]
+    total: int
+    counts: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -34,18 +90,22 @@ class Extras:
         samples: titles and texts, such as generated text.
         tables: title, header and rows.
         lines: title, label of x, label of y, and points by name.
+        heat_maps: shares between two sets of names, such as a confusion matrix that is too large for a table.
     """
 
     samples: tuple[tuple[str, str], ...] = ()
     tables: tuple[tuple[str, tuple[str, ...], tuple[tuple[str, ...], ...]], ...] = ()
     lines: tuple[tuple[str, str, str, dict[str, list[tuple[float, float]]]], ...] = field(default=())
+    heat_maps: tuple[HeatMap, ...] = ()
 
 
 class Task(ABC):
     """A problem from raw files to result files.
 
     A subclass is final and sets the class attributes; `Settings` is a frozen, keyword-only dataclass of numbers,
-    texts and booleans, all with defaults.
+    texts and booleans, all with defaults. After `read`, `described` says in a line what was found, `notes` what the
+    user should know, and `bad` which files were skipped and why; after `predict`, `sheet` is what a page shows, if
+    anything.
 
     Args:
         settings: how raw files become batches.
@@ -66,6 +126,8 @@ class Task(ABC):
         self.settings = settings
         self.described = ""
         self.notes: list[str] = []
+        self.bad: list[tuple[str, str]] = []
+        self.sheet: Sheet | None = None
 
     # -- raw files
 
@@ -111,6 +173,10 @@ class Task(ABC):
     def parts(self) -> tuple[str, ...]:
         """The parts of the data that can be evaluated; the first chooses checkpoints."""
 
+    def on_request(self) -> tuple[str, ...]:
+        """The parts that are measured only where they are asked for."""
+        return (WHOLE,)
+
     @abstractmethod
     def evaluation_batches(self, part: str, rows: int) -> Iterable[Batch]:
         """All data of a part, in order."""
@@ -126,6 +192,30 @@ class Task(ABC):
     def extras(self, model: nn.Module, part: str) -> Extras:
         """What to show of a trained network beside its metrics."""
         return Extras()
+
+    def start_from(self, facts: Mapping[str, Any]) -> None:
+        """Before `read`: the facts of the task that pretrained weights come from, where they are known.
+
+        Raises:
+            UserError: this task does not begin with pretrained weights.
+        """
+        raise UserError(f"{self.name} does not start from pretrained weights")
+
+    def resize(self, model: nn.Module, size: int) -> None:
+        """Before `read` or `predict`: take images of another size than those that the network was trained on.
+
+        Raises:
+            UserError: the network does not take them, or the task has no images.
+        """
+        raise UserError(f"{self.name} has no images whose size could be chosen")
+
+    def example(self, rows: int) -> dict[str, Tensor]:
+        """Inputs of the network by name, made at random, with the rows on axis 0; for exporting it.
+
+        Raises:
+            UserError: the network of this task is not exported.
+        """
+        raise UserError(f"networks for {self.name} are not exported")
 
     # -- results
 
@@ -146,3 +236,8 @@ def rng(seed: int, step: int, rank: int = 0) -> np.random.Generator:
 def device_of(model: nn.Module) -> torch.device:
     """Where a network is."""
     return next(model.parameters()).device
+
+
+def float_type_of(model: nn.Module) -> torch.dtype:
+    """The type of a network's weights, which its floating-point inputs must have."""
+    return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())

@@ -100,3 +100,17 @@ def test_ill_options_are_named() -> None:
     for cls in ALL:
         with pytest.raises(ValueError, match="channels must be positive, got 0"):
             cls(0)
+
+
+def test_an_inner_width_and_silu_as_in_efficientnet() -> None:
+    mixer = SqueezeExcitation(7, hidden=3, bias=True, activation="silu").double()
+    x = torch.randn(2, 7, 5, 4, dtype=torch.float64)
+    hidden = mixer.down_proj(x.mean(dim=(2, 3)))
+    gate = mixer.up_proj(hidden * hidden.sigmoid()).sigmoid()
+    torch.testing.assert_close(mixer(x), x * gate[:, :, None, None])
+    assert mixer.down_proj.weight.shape == (3, 7)
+    assert SqueezeExcitation.macs(batch=2, space=(5, 4), channels=7, hidden=3) == 2 * 2 * 7 * 3
+    with pytest.raises(ValueError, match="hidden must be positive, got 0"):
+        SqueezeExcitation(16, hidden=0)
+    with pytest.raises(ValueError, match="activation must be one of relu, silu, got 'gelu'"):
+        SqueezeExcitation(16, activation="gelu")  # type: ignore[arg-type]

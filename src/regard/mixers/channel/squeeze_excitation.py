@@ -13,10 +13,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import silu
 
 from regard.layers.channel_gate import TRAITS, ChannelGate
 from regard.metadata import Example, Paper
@@ -25,6 +27,7 @@ from regard.ops.channel_gates import dense_scores, grouped_scores
 from regard.registry import register
 
 GROUPS = 16
+ACTIVATIONS = {"relu": torch.relu, "silu": silu}
 
 _VARIANT_PAPER = replace(ECA_PAPER, code=None, where="section 3.2")
 _SPACE = (5, 7, 3)
@@ -53,28 +56,41 @@ class SqueezeExcitation(ChannelGate):
         channels: number of channels, C.
         reduction: the inner width is C / reduction, rounded down, and at least 1.
         bias: biases in both layers.
+        hidden: the inner width itself, whatever the reduction; None = as the reduction says.
+        activation: "relu", or "silu" as in EfficientNet.
 
     Raises:
-        ValueError: a reduction that is not positive.
+        ValueError: a reduction or an inner width that is not positive, or an unknown activation.
 
     Cost: 2 C^2 / reduction parameters (without biases) and as many MACs per image.
     """
 
-    def __init__(self, channels: int, *, reduction: int = 16, bias: bool = False) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 16,
+        bias: bool = False,
+        hidden: int | None = None,
+        activation: Literal["relu", "silu"] = "relu",
+    ) -> None:
         super().__init__(channels)
-        hidden = _hidden(channels, reduction)
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        hidden = _hidden(channels, reduction, hidden)
+        self.activation = activation
         self.down_proj = nn.Linear(channels, hidden, bias=bias)
         self.up_proj = nn.Linear(hidden, channels, bias=bias)
 
     def scores(self, pooled: Tensor) -> Float[Tensor, "batch channels"]:
         """Squeezed, rectified and widened again."""
-        hidden = dense_scores(pooled, self.down_proj.weight, self.down_proj.bias).relu()
+        hidden = ACTIVATIONS[self.activation](dense_scores(pooled, self.down_proj.weight, self.down_proj.bias))
         return dense_scores(hidden, self.up_proj.weight, self.up_proj.bias)
 
     @classmethod
     def count_macs(cls, options: SimpleNamespace, *, batch: int, space: tuple[int, ...]) -> int:
         """Two matrices."""
-        return 2 * batch * options.channels * _hidden(options.channels, options.reduction)
+        return 2 * batch * options.channels * _hidden(options.channels, options.reduction, options.hidden)
 
 
 @register(
@@ -203,7 +219,11 @@ class SEGroupConv(ChannelGate):
         return batch * options.channels**2 // _groups(options.channels, options.groups)
 
 
-def _hidden(channels: int, reduction: int) -> int:
+def _hidden(channels: int, reduction: int, hidden: int | None = None) -> int:
+    if hidden is not None:
+        if hidden < 1:
+            raise ValueError(f"hidden must be positive, got {hidden}")
+        return hidden
     if reduction < 1:
         raise ValueError(f"reduction must be positive, got {reduction}")
     return max(1, channels // reduction)

@@ -83,7 +83,7 @@ class MLPMixer(Model):
         ValueError: a size that is not positive, or an image that the patches do not fill.
     """
 
-    task: ClassVar[str] = "images"
+    task: ClassVar[str] = "classification"
     SMALL: ClassVar[MLPMixerConfig] = MLPMixerConfig(
         image_size=8,
         in_channels=1,

@@ -151,7 +151,7 @@ class NiNformerClassifier(Model):
         config: its sizes.
     """
 
-    task: ClassVar[str] = "images"
+    task: ClassVar[str] = "classification"
     SMALL: ClassVar[NiNformerConfig] = NiNformerConfig(
         image_size=8, in_channels=1, patch_size=2, dim=64, num_layers=3, hidden=128, dropout=0.1
     )

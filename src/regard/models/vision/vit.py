@@ -93,7 +93,7 @@ class ViT(Model):
             class token before patches that it could not see.
     """
 
-    task: ClassVar[str] = "images"
+    task: ClassVar[str] = "classification"
     SMALL: ClassVar[ViTConfig] = ViTConfig(
         image_size=8,
         in_channels=1,

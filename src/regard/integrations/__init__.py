@@ -1,0 +1,1 @@
+"""The mechanisms and networks inside other libraries."""

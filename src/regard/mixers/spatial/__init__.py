@@ -1,0 +1,1 @@
+"""Mechanisms that mix the positions of feature maps."""

@@ -1,0 +1,1 @@
+"""Image files as tasks need them: found in folders, decoded whatever their kind, augmented, and shown."""
