@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from regard.layers.conv_norm import ConvNorm, NormLinear, ResidualDepthwise, fold_norms
+from regard.layers import conv_norm
+from regard.layers.conv_norm import ConvNorm, NormLinear, PointwiseConv, ResidualDepthwise, fold_norms
 
 
 def normed(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
@@ -69,6 +70,41 @@ def test_a_linear_map_takes_the_norm_before_it() -> None:
     folded = layer.folded()
     assert isinstance(folded, nn.Linear)
     torch.testing.assert_close(folded(x), layer(x))
+
+
+def test_pointwise_convolutions_are_products_of_matrices() -> None:
+    layer = PointwiseConv(6, 5, bias=True).double()
+    x = torch.randn(2, 6, 7, 3, dtype=torch.float64, requires_grad=True)
+    expected = nn.functional.conv2d(x, layer.weight, layer.bias)
+    y = layer(x)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(layer(x.to(memory_format=torch.channels_last)), expected)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    weights = torch.randn_like(y)
+    leaves = (x, layer.weight, layer.bias)
+    ours = torch.autograd.grad((y * weights).sum(), leaves)
+    torch.testing.assert_close(ours, torch.autograd.grad((expected * weights).sum(), leaves))
+
+
+@pytest.mark.parametrize("options", [{}, {"kernel_size": 3, "stride": 2}, {"kernel_size": 3, "groups": 4}])
+def test_large_maps_fold_in_every_call(options: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = backbones.randomised(ConvNorm(4, 8, **options)).double().eval()
+    x = torch.randn(2, 4, 9, 8, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn_like(layer(x))
+    leaves = (x, *layer.parameters())
+    found = []
+    for smallest in (1, 10**9):
+        monkeypatch.setattr(conv_norm, "SMALLEST_FOLDED", smallest)
+        monkeypatch.setattr(conv_norm, "FOLDED_PER_WEIGHT", 0)
+        assert layer._folds(x) is (smallest == 1)
+        y = layer(x)
+        found.append((y, *torch.autograd.grad((y * weights).sum(), leaves)))
+    torch.testing.assert_close(*found)
+    monkeypatch.setattr(conv_norm, "SMALLEST_FOLDED", 1)
+    assert not layer.train()._folds(x)
+    before = layer.norm.running_mean.clone()
+    layer(x)
+    assert not torch.equal(layer.norm.running_mean, before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from regard.claims import Measured, claim, out_of_reach
 from regard.claims._light_networks import (
     BATCH,
+    PlainHeads,
     enlarged_digits,
     milliseconds,
     parameters,
@@ -27,10 +28,9 @@ from regard.claims._small_images import accuracy, fit_classifier
 from regard.claims._training import SEEDS, mean
 from regard.layers.conv_norm import ConvNorm, fold_norms
 from regard.measure import contraction_macs, one_thread
-from regard.mixers.spatial.cascaded_group import CascadedGroupAttention, offset_numbers
+from regard.mixers.spatial.cascaded_group import CascadedGroupAttention
 from regard.models.vision.efficientvit import EfficientViT, EfficientViTBlock, EfficientViTConfig
 from regard.models.vision.shvit import SHViTBlock
-from regard.ops.softmax_attention import softmax_weights
 
 MEMORY_BOUND = re.compile(r"aten::(add|cat|clamp_min|clone|constant_pad_nd|copy|mul|relu|_softmax)_?")
 TINY = EfficientViTConfig(
@@ -45,46 +45,6 @@ TINY = EfficientViTConfig(
     patch_size=4,
 )
 STEPS, TRAINING_BATCH, LEARNING_RATE = 300, 64, 3e-3
-
-
-class PlainHeads(nn.Module):
-    """Heads that all see every channel, and not each other; otherwise as cascaded group attention on a single window.
-
-    Args:
-        channels: number of channels.
-        num_heads: number of heads.
-        head_dim: width of queries and keys.
-        side: positions per side of the map.
-    """
-
-    def __init__(self, channels: int, *, num_heads: int, head_dim: int, side: int) -> None:
-        super().__init__()
-        self.num_heads, self.head_dim, self.side = num_heads, head_dim, side
-        queries = num_heads * head_dim
-        self.qkv = ConvNorm(channels, 2 * queries + channels)
-        self.query_conv = ConvNorm(queries, queries, kernel_size=3, groups=queries)
-        self.attention_biases = nn.Parameter(torch.zeros(num_heads, side**2))
-        self.o_proj = ConvNorm(channels, channels, initial_scale=0.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """All heads at once."""
-        weights, v = self._weights(x)
-        mixed = (weights @ v).transpose(1, 2).flatten(2)
-        return self.o_proj(mixed.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2).relu())
-
-    def attention_map(self, x: Tensor) -> Tensor:
-        """Weights `(batch, heads, positions, positions)`."""
-        return self._weights(x)[0]
-
-    def _weights(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        queries = self.num_heads * self.head_dim
-        q, k, v = self.qkv(x).split((queries, queries, x.shape[1]), dim=1)
-        q, k, v = (
-            part.permute(0, 2, 3, 1).flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for part in (self.query_conv(q), k, v)
-        )
-        bias = self.attention_biases[:, offset_numbers((self.side, self.side), self.side)]
-        return softmax_weights(q, k, bias=bias[None]), v
 
 
 # --------------------------------------------------------------------------------------------------- exact
