@@ -3,6 +3,10 @@
 A map of 4 x 4 patches, each of 2 x 2 positions that are equal but for a little noise. A vector has three parts: a key
 that is asked for, a key that the patch has, both of random signs, and a value in one-hot form. Six patches ask, each is
 answered by a patch at least two patches away, and four more have keys and values that nobody asks for.
+
+A patch fills a region, so that a region's mean says what it holds. That is the favourable case: in two trial runs of
+one block in which keys stood at single positions of otherwise empty regions, 800 steps ended at 39 and 70 % right, and
+the region that answers was chosen for 8 and 59 % of the questions; no gradient teaches the choice.
 """
 
 from __future__ import annotations
