@@ -33,6 +33,14 @@ def _uninitialised_memory_is_nan() -> Iterator[None]:
     torch.use_deterministic_algorithms(before)
 
 
+@pytest.fixture(autouse=True)
+def _no_compiled_code_of_other_tests() -> Iterator[None]:
+    """Dynamo keeps at most eight graphs of one function: those of a finished test must not count against the next."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
+
+
 @pytest.fixture
 def shared_data() -> Path:
     """The folder of real data sets; a test that needs one skips where it is absent."""
