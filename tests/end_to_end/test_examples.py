@@ -20,7 +20,7 @@ def run_example(name: str, folder: Path) -> str:
 
 
 def test_every_example_is_run_here() -> None:
-    named = {"choose.py", "use.py", "trust.py", "see.py", "train.py", "backbone.py"}
+    named = {"choose.py", "use.py", "trust.py", "see.py", "train.py", "backbone.py", "fine_tune.py"}
     assert {path.name for path in EXAMPLES.glob("*.py")} == named
 
 
@@ -34,6 +34,15 @@ def test_backbone(tmp_path: Path) -> None:
         "map of (64, 8, 10)",
     ]
     assert float(lines[-1].rpartition(" ")[2]) < 0.1
+
+
+def test_fine_tune(tmp_path: Path) -> None:
+    lines = run_example("fine_tune.py", tmp_path).splitlines()
+    assert [line.split(":")[0].strip() for line in lines[1::2]] == ["accuracy on the validation part"] * 3
+    _, head, whole = (float(line.split()[-2]) for line in lines[1::2])
+    # half of the digits are odd
+    assert head > 60
+    assert whole > 85
 
 
 def test_use(tmp_path: Path) -> None:
