@@ -189,7 +189,8 @@ def _line(stage: Stage, first: Stage) -> str:
 def _fit(task: Language, network: Decoder, recipe: Recipe, folder: Path, hardware: Hardware, resume: bool) -> Decoder:
     from regard.models.language.decoder import Decoder
     from regard.tasks import checkpoint as checkpoints
-    from regard.tasks.fit import BEST, fit
+    from regard.tasks.checkpoint import BEST
+    from regard.tasks.fit import fit
 
     folder.mkdir(exist_ok=True)
     fit(

@@ -141,9 +141,10 @@ def _counted(cls: Any, variant: Variant) -> str:
     import torch
 
     from regard.measure import contraction_macs
+    from regard.meta_device import sizes_only
 
     config = variant.config
-    with torch.device("meta"), torch.no_grad():
+    with sizes_only():
         model = cls(config).eval()
         parameters = sum(parameter.numel() for parameter in model.parameters())
         if not hasattr(config, "in_channels"):

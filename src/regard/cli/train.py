@@ -206,7 +206,7 @@ def _take_back(folder: Path, earlier: bytes | None) -> None:
     """What was refused is not what the folder's run is: its `run.json` becomes what it was."""
     from regard.files import write_atomically
     from regard.tasks import runs
-    from regard.tasks.fit import LAST
+    from regard.tasks.checkpoint import LAST
 
     if earlier is not None:
         write_atomically(folder / runs.RUN, earlier)
@@ -215,12 +215,11 @@ def _take_back(folder: Path, earlier: bytes | None) -> None:
 
 
 def _show_plan(planned: Plan, console: Console, *, whole: bool) -> None:
-    import torch
-
+    from regard.meta_device import sizes_only
     from regard.tasks.depth import freeze
     from regard.tasks.networks import config_to_plain, count_parameters
 
-    with torch.device("meta"):
+    with sizes_only():
         # only its size is shown
         model = planned.build()
     console.print(f"data: {planned.task.described}", soft_wrap=True)

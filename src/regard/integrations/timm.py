@@ -14,13 +14,13 @@ from collections.abc import Callable
 from typing import Any
 
 import timm
-import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
 from regard.integrations.timm_attention import attention_class, channel_attention_class
 from regard.integrations.timm_backbone import TimmBackbone, as_wrapped_state, first_convolution
+from regard.meta_device import sizes_only
 from regard.metadata import Entry, No
 from regard.models.vision.backbone import Backbone
 from regard.registry import get_class, systems
@@ -57,7 +57,7 @@ def _register_network(cls: Any, variant: str, entry: Entry) -> str:
         return name
     config, reported = cls.VARIANTS[variant].config, cls.VARIANTS[variant].reported
     size = getattr(config, "image_size", None) or reported.image_size or IMAGE_SIZE
-    with torch.device("meta"):
+    with sizes_only():
         network: Backbone = cls(config)
     cfg = {
         "url": "",

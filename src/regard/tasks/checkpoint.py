@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
@@ -21,11 +20,13 @@ from regard._version import VERSION
 from regard.contract import load_strictly
 from regard.errors import UserError
 from regard.files import write_atomically
+from regard.meta_device import sizes_only
 from regard.registry import UnknownSystemError, get_class
 from regard.tasks.networks import build, config_from_plain, config_to_plain, task_class
 from regard.tasks.task import Task
 from regard.wording import shown
 
+LAST, BEST = "last.safetensors", "model.safetensors"
 FORMAT = "regard-checkpoint-1"
 MODEL, OPTIMIZER, AVERAGE = "model.", "optimizer.", "average."
 LARGEST_INTEGER = 2**31
@@ -240,7 +241,7 @@ def _check_sizes(header: Header, config: Any, state: Mapping[str, Tensor]) -> No
     if isinstance(layers, int) and layers > len(state):
         raise ValueError(f"its config has {layers} layers and the file {len(state)} weights")
     cls: Any = get_class(header.model)
-    with torch.device("meta"):
+    with sizes_only():
         planned = cls(config).state_dict()
     for name, tensor in planned.items():
         if name in state and state[name].shape != tensor.shape:

@@ -10,10 +10,10 @@ import re
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from regard.errors import UserError
+from regard.meta_device import sizes_only
 from regard.tasks.recipe import Frozen, Recipe
 
 LEVELS = 12
@@ -86,7 +86,7 @@ def head_of(model: Any) -> set[str]:
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "num_classes"):
         raise UserError(f"{type(model).__name__} has no classifier: freeze=body would leave nothing to train")
-    with torch.device("meta"):
+    with sizes_only():
         other = type(model)(replace(config, num_classes=config.num_classes + 1))
     sizes = {name: parameter.shape for name, parameter in other.named_parameters()}
     return {name for name, parameter in model.named_parameters() if sizes[name] != parameter.shape}

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from regard.errors import UserError
 from regard.tasks import checkpoint
 from regard.tasks.averaging import Average
+from regard.tasks.checkpoint import BEST, LAST
 from regard.tasks.depth import freeze, frozen_parts, parameter_groups
 from regard.tasks.evaluation import is_better, sums_over
 from regard.tasks.hardware import Hardware, quiet, trainer_for
@@ -32,7 +33,6 @@ from regard.tasks.progress_bar import ProgressBar
 from regard.tasks.recipe import Recipe
 from regard.tasks.task import Batch, Task, rng
 
-LAST, BEST = "last.safetensors", "model.safetensors"
 SAVE_EVERY_S = 60.0
 
 

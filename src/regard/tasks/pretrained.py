@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from regard.errors import UserError
+from regard.meta_device import sizes_only
 from regard.registry import get_class
 from regard.tasks import checkpoint
 from regard.tasks.networks import build, config_from_plain
@@ -83,7 +84,7 @@ class Pretrained:
         Raises:
             UserError: they do not fit the network.
         """
-        with torch.device("meta"):
+        with sizes_only():
             planned = build(model_name, config).state_dict()
         own = self._by_our_names(model_name, config)
         if unknown := sorted(set(own) ^ set(planned)):

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from regard.errors import UserError
 from regard.files import write_atomically
 from regard.tasks import checkpoint
+from regard.tasks.checkpoint import BEST, LAST
 from regard.tasks.data_kind import kind_of
-from regard.tasks.fit import BEST, LAST, Hardware, Outcome, fit
 from regard.tasks.networks import (
     TASKS,
     build,
@@ -35,6 +35,9 @@ from regard.tasks.recipe import Recipe
 from regard.tasks.set_option import share_out
 from regard.tasks.task import Task
 from regard.wording import shown
+
+if TYPE_CHECKING:
+    from regard.tasks.fit import Hardware, Outcome
 
 RUN = "run.json"
 PLAIN_RUN_KEYS = ("system", "task", "data", "settings", "recipe", "pretrained")
@@ -245,6 +248,9 @@ def train(planned: Plan, folder: Path, hardware: Hardware, *, resume: bool) -> O
     Raises:
         UserError: as `regard.tasks.fit.fit`, or the disk is full.
     """
+    # Lightning takes seconds to import: only who trains waits for it
+    from regard.tasks.fit import fit
+
     try:
         return fit(
             planned.task,
