@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# a test has a core to itself: threads of the processes that it starts would only wait for those of other tests
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 OUTSIDERS = Path(__file__).parent / "compare" / "outsiders.py"
 REPOSITORY = Path(__file__).resolve().parents[1]
 

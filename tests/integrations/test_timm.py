@@ -35,7 +35,14 @@ def test_every_variant_is_registered_once() -> None:
     assert {"regard_davit_tiny", "regard_davit_giant"} <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+FIRST_OF_FAMILY = {
+    f"regard_{next(iter(getattr(regard.get_class(name), 'VARIANTS', ())), '')}" for name in regard.systems("model")
+}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FIRST_OF_FAMILY else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 def test_every_network_says_what_it_gives(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=7)

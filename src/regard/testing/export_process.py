@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,42 @@ def check_exports(cls: Any) -> None:
     Raises:
         ContractError: names each form that failed, and why.
     """
-    failures = _in_a_new_process(cls) if _importable(cls) else _in_a_fork(cls)
+    failures = export_failures([cls])[cls] if _importable(cls) else _in_a_fork(cls)
     require(not failures, "; ".join(f"{form}: {message}" for form, message in failures.items()))
+
+
+def export_failures(classes: Sequence[type]) -> dict[type, dict[str, str]]:
+    """What goes wrong in exporting every form of each class, one after the other in one new process.
+
+    A process takes seconds to start. What a failed export leaves behind can make the classes after it fail, too.
+
+    Args:
+        classes: can be imported by another process.
+
+    Raises:
+        ContractError: the process took too long or broke off.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder, "result.json")
+        program = "from regard.testing.export_process import main; main()"
+        names = [part for cls in classes for part in (cls.__module__, cls.__qualname__)]
+        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        limit = SECONDS * len(classes)
+        try:
+            ran = subprocess.run(
+                [sys.executable, "-c", program, str(result), *names],
+                env={**os.environ, "PYTHONPATH": path},
+                capture_output=True,
+                text=True,
+                timeout=limit,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise ContractError(f"torch.export took more than {limit} s") from None
+        if ran.returncode != 0:
+            raise ContractError(f"the export process ended with status {ran.returncode}: {_shortened(ran.stderr)}")
+        found = json.loads(result.read_text(encoding="utf-8"))
+    return dict(zip(classes, found, strict=True))
 
 
 def export_every_form(cls: Any) -> dict[str, str]:
@@ -58,25 +93,10 @@ def export_every_form(cls: Any) -> dict[str, str]:
 
 
 def main() -> None:
-    """Entry point of the new process: module, qualified name and the file for the result are its arguments."""
-    module, qualname, result = sys.argv[1:4]
-    Path(result).write_text(json.dumps(export_every_form(_resolve(module, qualname))), encoding="utf-8")
-
-
-def _in_a_new_process(cls: type) -> dict[str, str]:
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder, "result.json")
-        program = "from regard.testing.export_process import main; main()"
-        command = [sys.executable, "-c", program, cls.__module__, cls.__qualname__, str(result)]
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        environment = {**os.environ, "PYTHONPATH": path}
-        try:
-            ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
-        except subprocess.TimeoutExpired:
-            raise ContractError(f"torch.export took more than {SECONDS} s") from None
-        if ran.returncode != 0:
-            raise ContractError(f"the export process ended with status {ran.returncode}: {_shortened(ran.stderr)}")
-        return dict(json.loads(result.read_text(encoding="utf-8")))
+    """Entry point of the new process: the file for the results, then module and qualified name of each class."""
+    result, *names = sys.argv[1:]
+    classes = [_resolve(module, qualname) for module, qualname in zip(names[::2], names[1::2], strict=True)]
+    Path(result).write_text(json.dumps([export_every_form(cls) for cls in classes]), encoding="utf-8")
 
 
 def _in_a_fork(cls: type) -> dict[str, str]:
