@@ -178,7 +178,9 @@ def test_a_time_limit_is_kept(tmp_path, text_file):
     assert by_name(tmp_path / "out")["toy_slow"]["why"] == "took longer than 0.08 minutes"
 
 
-@pytest.mark.parametrize("sign", ["toy_slow: training", "toy_slow: timing the mechanism"])
+@pytest.mark.parametrize(
+    "sign", [pytest.param("toy_slow: training", marks=pytest.mark.slow), "toy_slow: timing the mechanism"]
+)
 def test_ctrl_c_keeps_everything_and_resume_goes_on(tmp_path, text_file, sign):
     given = {
         "data": str(text_file),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import regard
@@ -10,9 +12,12 @@ from regard.testing.export_process import export_failures
 
 REGISTERED = [*regard.systems(kind="sequence"), *regard.systems(kind="feature")]
 CHECKS = [(name, check) for name in REGISTERED for check in contract_checks(regard.get_class(name))]
+COMPOSED = {"titans_mac", "titans_mag", "titans_mal"}
+"""Made of `titans_lmm` and attention: tracing them takes as long as tracing half of the others together."""
+TRACED_SLOWLY = {(name, "compile") for name in COMPOSED}
 EXPORTED = [name for name, check in CHECKS if check.name == "export"]
-TOGETHER = 6
-"""Mixers that are exported in one process, whose start takes as long as several of them."""
+PROCESSES = 6
+"""Processes in which mixers are exported: the start of one takes as long as the export of several mixers."""
 
 
 def test_there_are_mixers_to_check() -> None:
@@ -21,16 +26,27 @@ def test_there_are_mixers_to_check() -> None:
     assert EXPORTED
 
 
-@pytest.mark.parametrize(
-    "check", [pytest.param(check, id=f"{name}-{check}") for name, check in CHECKS if check.name != "export"]
-)
+def parametrised(name: str, check: Check) -> Any:
+    marks = [pytest.mark.slow] * ((name, check.name) in TRACED_SLOWLY)
+    return pytest.param(check, id=f"{name}-{check}", marks=marks)
+
+
+@pytest.mark.parametrize("check", [parametrised(name, check) for name, check in CHECKS if check.name != "export"])
 def test_contract(check: Check) -> None:
     check()
 
 
-@pytest.mark.parametrize("first", range(0, len(EXPORTED), TOGETHER))
-def test_all_forms_export(first: int) -> None:
-    names = EXPORTED[first : first + TOGETHER]
+def check_exports(names: list[str]) -> None:
     found = export_failures([regard.get_class(name) for name in names])
-    assert [cls.__qualname__ for cls in found] == [regard.get_class(name).__qualname__ for name in names]
+    assert len(found) == len(names)
     assert {cls.__qualname__: failures for cls, failures in found.items() if failures} == {}
+
+
+@pytest.mark.parametrize("number", range(PROCESSES))
+def test_all_forms_export(number: int) -> None:
+    check_exports([name for name in EXPORTED if name not in COMPOSED][number::PROCESSES])
+
+
+@pytest.mark.slow
+def test_all_forms_of_composed_mixers_export() -> None:
+    check_exports([name for name in EXPORTED if name in COMPOSED])
