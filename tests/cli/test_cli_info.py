@@ -133,4 +133,11 @@ def test_every_registered_name_can_be_shown(regard, name, monkeypatch) -> None:
     ran = regard("info", name)
     assert (ran.status, ran.err) == (0, "")
     assert ran.out.startswith(f"{name}: ")
-    assert ran.out.count("COUNTED") == len(getattr(registry.get_class(name), "VARIANTS", {}))
+    shown = {name} | {entry.name for entry in registry.systems().values() if entry.system == name}
+    assert ran.out.count("COUNTED") == sum(len(getattr(registry.get_class(each), "VARIANTS", {})) for each in shown)
+
+
+def test_a_system_with_an_entry_of_its_name_is_shown_wholly(regard, monkeypatch) -> None:
+    monkeypatch.setattr("regard.cli.info._counted", lambda cls, variant: "COUNTED")
+    shown = [line.split(": ")[0] for line in regard("info", "agent").out.splitlines() if ": " in line[:14]]
+    assert shown == ["agent", "agent_2d", "agent_cswin", "agent_deit", "agent_pvt", "agent_swin"]

@@ -31,7 +31,8 @@ def run(name: str) -> int:
     """Show what is known of a mechanism: paper, capabilities with the reason for each that is missing, arguments, cost.
 
     Args:
-        name: a name of `regard list`, of a model's variant, or of a system (then all of its mechanisms are shown).
+        name: a name of `regard list`, of a model's variant, or of a system (then all of its mechanisms and networks are
+            shown).
     """
     from regard.cli.console import output
 
@@ -44,13 +45,15 @@ def run(name: str) -> int:
 
 
 def _entries(name: str) -> list[Entry]:
+    """The entry of a name; for a system's, all of its entries, the one of the same name first."""
+    of_system = [entry for entry in systems().values() if entry.system == name]
     try:
-        return [entry_of(name)]
+        named = entry_of(name)
     except UnknownSystemError:
-        of_system = [entry for entry in systems().values() if entry.system == name]
         if not of_system:
             raise
         return of_system
+    return [named, *(entry for entry in of_system if entry.name != named.name)]
 
 
 def _print(entry: Entry, console: Console) -> None:
