@@ -159,6 +159,8 @@ def test_titles_are_words():
     assert title_of(systems()["softmax"]) == "Softmax Attention"
     assert title_of(systems()["softplus"]) == "LSSAR Attention"
     assert title_of(systems()["se_var1"]) == "SE Var1"
+    assert title_of(systems()["maxvit_grid"]) == "MaxViT Grid Attention"
+    assert title_of(systems()["agent_2d"]) == "Agent Attention 2d"
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,10 @@ def choose(task: str, wanted: str) -> tuple[str, ...]:
 
 def title_of(entry: Entry) -> str:
     """A name for people: the class's own name, its words and abbreviations apart."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", entry.qualname.rpartition(".")[2])
+    # the capital at the end of ViT begins no word
+    name = entry.qualname.rpartition(".")[2].replace("ViT", "vit")
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[a-z])(?=[0-9]d$)", " ", name)
+    return apart.replace("vit", "ViT")
 
 
 def is_causal(name: str, task: str) -> bool:
