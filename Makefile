@@ -42,7 +42,7 @@ $(VENV)/.peers: $(VENV)/.dev
 install: $(VENV)/.core
 
 # benchmarks/compare.py runs the same race
-DEMO := compare text --mechanisms all --steps 200 --lengths 256,1024,4096
+DEMO := compare text --mechanisms all --steps 150 --lengths 256,1024,4096
 
 demo: $(VENV)/.core
 	$(BIN)/regard $(DEMO) --out runs/demo --resume

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness import Outcome, at_most
 
-DEMO = "compare text --mechanisms all --steps 200 --lengths 256,1024,4096"
+DEMO = "compare text --mechanisms all --steps 150 --lengths 256,1024,4096"
 """As in the Makefile."""
 
 
