@@ -161,6 +161,7 @@ def test_failures_are_rows_and_the_race_goes_on(tmp_path, text_file):
     assert "corrupted <script>" not in page
 
 
+@pytest.mark.slow
 def test_when_everything_fails_the_status_says_so(tmp_path, text_file):
     options = {"import": str(OUTSIDERS)}
     ended = run(tmp_path, "text", data=str(text_file), mechanisms="toy_raise", out="out", **options)
@@ -284,6 +285,7 @@ def test_hostile_names_of_files_and_folders(tmp_path):
     assert results(out)["finished"] is True
 
 
+@pytest.mark.slow
 def test_images_with_feature_mixers_and_causal_ones(tmp_path, image_folder):
     ended = run(tmp_path, "image", data=str(image_folder), mechanisms="softmax,lightning,toy_gate", image_size="16",
                 dim="48", out="out", **{"import": str(OUTSIDERS)})  # fmt: skip

@@ -37,6 +37,7 @@ def test_it_keeps_the_contract(written: Path) -> None:
     assert "RunningMean: " in run("-c", code, folder=written.parent)
 
 
+@pytest.mark.slow
 def test_it_races(written: Path) -> None:
     options = ["--mechanisms", "running_mean", "--steps", "3", "--lengths", "32,64", "--dim", "24", "--heads", "3"]
     command = ["-m", "regard", "compare", "text", "--import", str(written), *options, "--out", "race"]

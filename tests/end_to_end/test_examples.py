@@ -36,6 +36,7 @@ def test_backbone(tmp_path: Path) -> None:
     assert float(lines[-1].rpartition(" ")[2]) < 0.1
 
 
+@pytest.mark.slow
 def test_fine_tune(tmp_path: Path) -> None:
     lines = run_example("fine_tune.py", tmp_path).splitlines()
     assert [line.split(":")[0].strip() for line in lines[1::2]] == ["accuracy on the validation part"] * 3
