@@ -211,6 +211,11 @@ class Variant:
     config: Any
     reported: Reported = Reported()
 
+    @property
+    def image_size(self) -> int:
+        """Pixels per side of the images that the paper's figures are for; 224 where neither it nor the config says."""
+        return getattr(self.config, "image_size", None) or self.reported.image_size or 224
+
 
 Grade = Literal["exact", "ratio", "scaled", "out of reach"]
 GRADES: tuple[Grade, ...] = ("exact", "ratio", "scaled", "out of reach")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regard.claims import Measured
 from regard.claims._small_images import Images, digits
 from regard.layers.conv_norm import ConvNorm
 from regard.measure import Race, contraction_macs, one_thread, race
+from regard.meta_device import sizes_only
 from regard.mixers.spatial.cascaded_group import offset_numbers
 from regard.ops.softmax_attention import softmax_weights
 
@@ -33,19 +35,25 @@ def forward_macs(model: nn.Module, side: int, *, in_channels: int = 3) -> float:
     return contraction_macs(lambda: model(torch.empty(1, in_channels, side, side, device="meta")))
 
 
-def sizes(network: Any, side: Callable[[str], int]) -> dict[str, tuple[int, float]]:
-    """Parameters and MACs of all variants of a network.
+def sizes_as_reported(network: Any) -> Measured:
+    """Parameters and MACs of all variants, counted without memory for them: equal, and within 1 %.
 
     Args:
         network: its class.
-        side: pixels per side at which a variant's MACs are reported.
     """
-    found = {}
+    found, held = {}, True
     for name, variant in network.VARIANTS.items():
-        with torch.device("meta"):
+        with sizes_only():
             model = network(variant.config)
-        found[name] = (parameters(model), forward_macs(model, side(name)))
-    return found
+        count, macs, reported = parameters(model), forward_macs(model, variant.image_size), variant.reported
+        assert reported.macs is not None
+        held = held and count == reported.params and abs(macs / reported.macs - 1) <= 0.01
+        found[name] = count, macs
+    return Measured(
+        value=", ".join(f"{count:,}" for count, _ in found.values()),
+        held=held,
+        detail=", ".join(f"{name} {macs / 1e6:.1f} M MACs" for name, (_, macs) in found.items()),
+    )
 
 
 def settled(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -21,7 +21,6 @@ EXAMPLES = """
 """
 
 KINDS = {"sequence": "sequence mixer", "feature": "feature mixer"}
-IMAGE_SIZE = 224
 STORED_CASES = Path(__file__).resolve().parents[3] / "tests" / "parity" / "cases"
 
 Rows = Iterator[tuple[str, str]]
@@ -152,7 +151,7 @@ def _counted(cls: Any, variant: Variant) -> str:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         if not hasattr(config, "in_channels"):
             return f"{parameters:,} parameters"
-        size = getattr(config, "image_size", None) or variant.reported.image_size or IMAGE_SIZE
+        size = variant.image_size
         macs = contraction_macs(lambda: model(torch.empty(1, config.in_channels, size, size)))
     return f"{parameters:,} parameters, {macs / 1e9:.4g} G MACs at {size} x {size}"
 

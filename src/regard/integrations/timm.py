@@ -28,7 +28,6 @@ from regard.registry import get_class, systems
 __all__ = ["channel_attention_class", "default_cfgs", "register"]
 
 PREFIX = "regard_"
-IMAGE_SIZE = 224
 
 default_cfgs: dict[str, Any] = {}
 """What timm knows of each network's input; timm looks for it in the module of the registered function."""
@@ -55,8 +54,7 @@ def _register_network(cls: Any, variant: str, entry: Entry) -> str:
     name = PREFIX + variant
     if timm.is_model(name):
         return name
-    config, reported = cls.VARIANTS[variant].config, cls.VARIANTS[variant].reported
-    size = getattr(config, "image_size", None) or reported.image_size or IMAGE_SIZE
+    config, size = cls.VARIANTS[variant].config, cls.VARIANTS[variant].image_size
     with sizes_only():
         network: Backbone = cls(config)
     cfg = {

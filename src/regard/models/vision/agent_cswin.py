@@ -24,9 +24,9 @@ from regard.layers.cswin_stripes import CrossShapedAttention, Stripe, StripeAtte
 from regard.layers.normed_patches import NormedPatches
 from regard.layers.pre_norm_block import PRE_NORM_NAMES, PreNormBlock
 from regard.layers.reference_names import Rules, rename_all
-from regard.metadata import Reported, Variant
+from regard.metadata import Variant
 from regard.mixers.sequence.agent import AGENT_PAPER
-from regard.models.vision.agent_stages import MACS_TOLERANCE, AgentBackbone, Stage, check_agents
+from regard.models.vision.agent_stages import AgentBackbone, Stage, check_agents, reported_sizes
 from regard.models.vision.backbone import check_stages
 from regard.registry import register
 
@@ -96,14 +96,7 @@ def _variant(
         stripe_widths=(1, 2, local, local),
         drop_path=drop_path,
     )
-    reported = Reported(
-        params=params,
-        macs=macs,
-        where="table of Agent-CSwin" if params_tolerance else "counted on the authors' code",
-        params_tolerance=params_tolerance,
-        macs_tolerance=MACS_TOLERANCE,
-    )
-    return Variant(config=config, reported=reported)
+    return Variant(config=config, reported=reported_sizes("CSwin", params, macs, params_tolerance))
 
 
 @register(name="agent_cswin", system="agent", paper=replace(AGENT_PAPER, where="ImageNet classification"))

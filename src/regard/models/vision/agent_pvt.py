@@ -26,9 +26,9 @@ from regard.layers.normed_patches import NormedPatches
 from regard.layers.pre_norm_block import PRE_NORM_NAMES, PreNormBlock
 from regard.layers.reduced_attention import ReducedAttention
 from regard.layers.reference_names import rename_all
-from regard.metadata import Reported, Variant
+from regard.metadata import Variant
 from regard.mixers.sequence.agent import AGENT_PAPER
-from regard.models.vision.agent_stages import MACS_TOLERANCE, AgentBackbone, Stage, attention_names, check_agents
+from regard.models.vision.agent_stages import AgentBackbone, Stage, attention_names, check_agents, reported_sizes
 from regard.models.vision.backbone import check_stages
 from regard.ops.resized_positions import resized_positions
 from regard.registry import register
@@ -93,14 +93,7 @@ def _variant(
     params_tolerance: float = 0.0,
 ) -> Variant:
     config = AgentPVTConfig(image_size=image_size, depths=depths, agent_depths=depths, drop_path=drop_path)
-    reported = Reported(
-        params=params,
-        macs=macs,
-        where="table of Agent-PVT" if params_tolerance else "counted on the authors' code",
-        params_tolerance=params_tolerance,
-        macs_tolerance=MACS_TOLERANCE,
-    )
-    return Variant(config=config, reported=reported)
+    return Variant(config=config, reported=reported_sizes("PVT", params, macs, params_tolerance))
 
 
 @register(name="agent_pvt", system="agent", paper=replace(AGENT_PAPER, where="ImageNet classification"))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from regard.layers.drop_path import linear_rates
 from regard.layers.pre_norm_block import PreNormBlock, initialise_linear
 from regard.layers.reference_names import Rules
+from regard.metadata import Reported
 from regard.models.vision.backbone import Backbone, Images, Maps
 
 MACS_TOLERANCE = 0.01
@@ -81,6 +82,17 @@ class AgentBackbone(Backbone):
         """The mean over positions, which are normed first where the network has a last norm."""
         rows = last.permute(0, 2, 3, 1)
         return (rows if self.head_norm is None else self.head_norm(rows)).mean(dim=(1, 2))
+
+
+def reported_sizes(network: str, params: float, macs: float, params_tolerance: float) -> Reported:
+    """The paper's rounded sizes, or, with no tolerance for the parameters, those of the authors' code."""
+    return Reported(
+        params=params,
+        macs=macs,
+        where=f"table of Agent-{network}" if params_tolerance else "counted on the authors' code",
+        params_tolerance=params_tolerance,
+        macs_tolerance=MACS_TOLERANCE,
+    )
 
 
 def check_agents(

@@ -26,10 +26,10 @@ from regard.layers.patch_merging import PatchMerging
 from regard.layers.pre_norm_block import PRE_NORM_NAMES, PreNormBlock
 from regard.layers.reference_names import rename_all
 from regard.layers.shifted_window import SHIFTED_WINDOW_NAMES, ShiftedWindowAttention, fitted_window, shift_map
-from regard.metadata import Reported, Variant
+from regard.metadata import Variant
 from regard.mixers.sequence.agent import AGENT_PAPER
 from regard.mixers.spatial.agent import AGENT_2D_NAMES, AgentAttention2d
-from regard.models.vision.agent_stages import MACS_TOLERANCE, AgentBackbone, Stage, attention_names, check_agents
+from regard.models.vision.agent_stages import AgentBackbone, Stage, attention_names, check_agents, reported_sizes
 from regard.models.vision.backbone import check_stages
 from regard.ops.windows import merge_windows, pad_to_multiple, split_windows
 from regard.registry import register
@@ -110,14 +110,7 @@ def _variant(
         window_size=image_size // 4,
         drop_path=drop_path,
     )
-    reported = Reported(
-        params=params,
-        macs=macs,
-        where="table of Agent-Swin" if params_tolerance else "counted on the authors' code",
-        params_tolerance=params_tolerance,
-        macs_tolerance=MACS_TOLERANCE,
-    )
-    return Variant(config=config, reported=reported)
+    return Variant(config=config, reported=reported_sizes("Swin", params, macs, params_tolerance))
 
 
 @register(name="agent_swin", system="agent", paper=replace(AGENT_PAPER, where="ImageNet classification"))
