@@ -32,7 +32,7 @@ def test_every_causal_host_meets_the_budget(settings, name, shape):
     assert fit("softmax", race, shape).knob == 4 * 48
 
 
-@pytest.mark.parametrize("shape", [DIGITS, PHOTOS])
+@pytest.mark.parametrize("shape", [DIGITS, pytest.param(PHOTOS, marks=pytest.mark.slow)])
 def test_every_image_host_meets_one_budget(settings, outsiders, shape):
     race = settings(task="image", dim=48, num_heads=4)
     budget = fit("softmax", race, shape).budget

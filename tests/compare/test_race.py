@@ -112,6 +112,9 @@ def test_a_race_from_start_to_end(tmp_path, text_file):
     assert {"results.csv", "report.html", "overview.png"} <= {path.name for path in out.iterdir()}
     assert not (out / "work").exists()
     assert "Lightning Attention" in (out / "report.html").read_text(encoding="utf-8")
+    trained = [ended.stderr.index(f"{name}: waiting to be timed") for name in rows]
+    timed = [ended.stderr.index(f"{name}: timing training steps") for name in rows]
+    assert max(trained) < min(timed), "nothing trains while something is timed"
     assert "Best quality" in ended.stdout
     assert "out/report.html" in ended.stdout
     assert race["timing"]["total_s"] >= race["timing"]["work_s"] > 0
@@ -253,7 +256,7 @@ def test_children_end_when_the_race_is_killed(tmp_path, text_file):
     assert results(tmp_path / "out")["finished"] is False
 
 
-@pytest.mark.parametrize("limit_bytes", [2000, 12_000, 60_000])
+@pytest.mark.parametrize("limit_bytes", [2000, pytest.param(12_000, marks=pytest.mark.slow), 60_000])
 def test_a_full_disk_is_one_line_and_what_was_written_is_whole(tmp_path, text_file, limit_bytes):
     """The limit on a file's size fails like a full disk: in the data, in a child, or in the report."""
     ended = run(tmp_path, "text", data=str(text_file), mechanisms="softmax", out="out", limit_bytes=limit_bytes)
@@ -306,6 +309,7 @@ def test_images_with_feature_mixers_and_causal_ones(tmp_path, image_folder):
     assert "accuracy" in ended.stdout
 
 
+@pytest.mark.slow
 def test_a_child_by_itself_ends_cleanly_in_every_way(tmp_path, text_file):
     """Without a race: it says what it does, measures when told, leaves when its input ends, and exits with 0."""
     ended = run(tmp_path, "text", data=str(text_file), mechanisms="toy_raise", out="out", **{"import": str(OUTSIDERS)})

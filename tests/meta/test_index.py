@@ -12,6 +12,7 @@ import regard
 from regard import build_index, registry
 
 
+@pytest.mark.slow
 def test_the_index_is_up_to_date() -> None:
     code = "import sys; from regard.build_index import render; sys.stdout.write(render())"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

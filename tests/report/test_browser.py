@@ -10,7 +10,7 @@ import pytest
 from pages import RACES
 from playwright.sync_api import Page
 from sample_results import HOSTILE
-from visits import NEEDS_BROWSER, PHONE, Visit
+from visits import NEEDS_BROWSER, PHONE, Visit, in_the_slow_run
 
 from regard.report.compare import render
 
@@ -40,7 +40,9 @@ def marks(page: Page, selector: str) -> list[int]:
     )
 
 
-@pytest.mark.parametrize("race", ["text", "image", "hostile", "many", "gaps", "constant", "all_failed", "empty"])
+@pytest.mark.parametrize(
+    "race", ["text", "hostile", "empty", *in_the_slow_run("image", "many", "gaps", "constant", "all_failed")]
+)
 def test_charts_are_drawn_without_a_complaint_or_a_request(visit, race: str) -> None:
     seen = visit(race)
     charts, maps = marks(seen.page, "[data-chart]"), marks(seen.page, "[data-map]")
@@ -78,7 +80,7 @@ def test_the_content_policy_stops_markup_that_would_slip_through(visit) -> None:
     assert page.evaluate("window.hacked") is None
 
 
-@pytest.mark.parametrize("race", ["text", "hostile", "many"])
+@pytest.mark.parametrize("race", ["hostile", *in_the_slow_run("text", "many")])
 def test_a_phone_scrolls_only_down(visit, race: str) -> None:
     seen = visit(race, viewport=PHONE, touch=True)
     page = seen.page

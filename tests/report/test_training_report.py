@@ -13,7 +13,7 @@ import pytest
 from pages import Document
 from sample_results import HOSTILE
 from sample_runs import RUNS, evaluation, normal
-from visits import NEEDS_BROWSER, PHONE
+from visits import NEEDS_BROWSER, PHONE, in_the_slow_run
 
 from regard.report import series, training, units
 from regard.report.record import EvaluationRecord, TrainingRecord
@@ -341,7 +341,9 @@ def opened(open_html: Any, tmp_path: Path, run: str, **how: Any) -> Any:
     return open_html(path, **how)
 
 
-@pytest.mark.parametrize("run", ["empty", "one_step", "normal", "gaps", "constant", "hostile", "evaluation"])
+@pytest.mark.parametrize(
+    "run", ["empty", "normal", "hostile", *in_the_slow_run("one_step", "gaps", "constant", "evaluation")]
+)
 @browser
 def test_curves_are_drawn_without_a_complaint_or_a_request(open_html: Any, tmp_path: Path, run: str) -> None:
     seen = opened(open_html, tmp_path, run)
@@ -357,7 +359,9 @@ def test_curves_are_drawn_without_a_complaint_or_a_request(open_html: Any, tmp_p
     assert seen.page.query_selector_all("img, main a") == []
 
 
-@pytest.mark.parametrize(("run", "scheme"), [("normal", "light"), ("hostile", "dark")])
+@pytest.mark.parametrize(
+    ("run", "scheme"), [pytest.param("normal", "light", marks=pytest.mark.slow), ("hostile", "dark")]
+)
 @browser
 def test_a_run_on_a_phone_scrolls_only_down(open_html: Any, tmp_path: Path, run: str, scheme: str) -> None:
     seen = opened(open_html, tmp_path, run, viewport=PHONE, touch=True, scheme=scheme)

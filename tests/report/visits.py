@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import BrowserContext, Page
@@ -27,6 +28,11 @@ NEEDS_BROWSER = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no browser is installed: there is no `chromium` on the PATH"),
 ]
+
+
+def in_the_slow_run(*names: str) -> list[Any]:
+    """Cases of a parameter that need a page of their own each, and seldom fail where the others pass."""
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 @dataclass

@@ -1,4 +1,8 @@
-"""The race itself: one child per mechanism, training side by side, timing one by one, results written as they come."""
+"""The race itself: one child per mechanism, training side by side, timing one by one, results written as they come.
+
+Whoever has trained waits in memory for all to have trained, so that no core is idle meanwhile, and is timed then, alone
+on the machine. Where memory is short, those who wait are timed earlier.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +35,8 @@ from regard.wording import bytes_in_words, shown
 POLL_S = 0.2
 MEMORY_FLOOR_BYTES = 768 * 2**20
 """Free memory that each mechanism that trains must find: Python, torch and a small network."""
+MOST_WAITING = 32
+"""Mechanisms that may wait for their timing; a descriptor and a thread of the race belong to each."""
 
 
 class Interrupted(Exception):
@@ -138,8 +144,9 @@ class Race:
         with self._noticing_interrupts():
             try:
                 with self._progress:
-                    for start in range(0, len(pending), self.settings.jobs):
-                        self._heat(pending[start : start + self.settings.jobs])
+                    while pending:
+                        self._train(pending)
+                        self._time_those_that_wait()
             except Interrupted:
                 self._finish()
                 raise
@@ -180,12 +187,31 @@ class Race:
             self.folder.clear_work()
         return results
 
-    # -- one heat: some train together, then each is timed alone
+    # -- as many train together as there are jobs, then each is timed alone
 
-    def _heat(self, names: list[str]) -> None:
-        children = [self._start(name) for name in names]
-        self._wait_until(lambda: all(child.ready or child.gone for child in children))
-        for child in children:
+    def _train(self, names: list[str]) -> None:
+        """Start one after the other, taken off `names`, until none is left or memory is short; wait for all."""
+        while names and self._one_more_fits():
+            self._start(names.pop(0))
+            self._wait_until(lambda: self._training() < self.settings.jobs)
+        self._wait_until(lambda: self._training() == 0)
+
+    def _training(self) -> int:
+        return sum(not child.ready and not child.gone for child in self._children)
+
+    def _one_more_fits(self) -> bool:
+        waiting = sum(child.waiting and not child.gone for child in self._children)
+        if waiting == 0:
+            return True
+        try:
+            free = available_memory_bytes()
+        except MeasurementError:
+            # a system that cannot tell: no more wait than are trained at a time
+            return waiting < self.settings.jobs
+        return waiting < MOST_WAITING and free >= MEMORY_FLOOR_BYTES
+
+    def _time_those_that_wait(self) -> None:
+        for child in self._children:
             if not child.gone:
                 child.waiting = False
                 child.permit()
