@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from regard import files
-from regard.files import write_atomically
+from regard.files import folder_for, write_atomically
 
 
 def test_text_and_bytes_are_written(tmp_path) -> None:
@@ -70,3 +70,23 @@ def test_a_folder_is_not_replaced(tmp_path) -> None:
         write_atomically(tmp_path / "folder", "x")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
     assert not list(Path(tmp_path / "folder").iterdir())
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_folder_for_what_fails_goes_again_unless_it_holds_something(tmp_path, error) -> None:
+    def write(folder, name=None) -> None:
+        with folder_for(folder):
+            if name is not None:
+                (folder / name).write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(error):
+        write(tmp_path)
+    with pytest.raises(error):
+        write(tmp_path / "a" / "b", "c")
+    assert (tmp_path / "a" / "b" / "c").read_text() == "half"
+    with pytest.raises(FileExistsError), folder_for(tmp_path / "a" / "b" / "c"):
+        pass

@@ -229,10 +229,11 @@ def test_a_run_that_cannot_start_leaves_no_new_folder():
             raise UserError("no data")
 
     Path("there").mkdir()
-    for folder in (Path("new"), Path("there")):
+    for folder in (Path("new"), Path("there"), Path("new/below"), Path("there/below")):
         with pytest.raises(UserError, match="no data"):
             prepare(folder)
     assert os.listdir() == ["there"]
+    assert os.listdir("there") == ["tokens.bin"], "what was there before is not removed"
     with claimed(Path("new"), resume=False):
         pass
     assert Path("new").is_dir()

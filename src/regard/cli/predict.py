@@ -43,6 +43,7 @@ def run(
     from regard.cli.console import output, progress
     from regard.cli.evaluate import chosen_device
     from regard.cli.image_options import apply_image_options
+    from regard.files import folder_for
     from regard.tasks import checkpoint as checkpoints
     from regard.wording import shown
 
@@ -54,8 +55,7 @@ def run(
     loaded.model.to(chosen_device(device))
     apply_image_options(loaded, image_size=image_size, on_bad_image=on_bad_image)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with progress().status(f"predicting {len(inputs)} files"):
+        with folder_for(out), progress().status(f"predicting {len(inputs)} files"):
             written = _predict(loaded, inputs, out)
     except OSError as error:
         raise UserError(f"cannot write in {shown(out)}: {error.strerror or error}") from None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.errors import UserError
-from regard.files import write_atomically
+from regard.files import missing_folders, remove_empty, write_atomically
 from regard.tasks import checkpoint
 from regard.tasks.checkpoint import BEST, LAST
 from regard.tasks.data_kind import kind_of
@@ -206,12 +206,14 @@ def claimed(folder: Path, *, resume: bool) -> Iterator[None]:
         UserError: as `claim_folder`.
     """
     is_new = not folder.exists()
+    parents = missing_folders(folder.parent)
     claim_folder(folder, resume=resume)
     try:
         yield
     except UserError:
         if is_new:
             shutil.rmtree(folder)
+            remove_empty(parents)
         raise
 
 
