@@ -12,8 +12,8 @@ from regard.mixers.spatial.maxvit_grid import MaxViTGridAttention
 BOTH = (MaxViTBlockAttention, MaxViTGridAttention)
 
 
-def small(cls: type[RelativeAttention], size: int, base: int | None = None) -> RelativeAttention:
-    return cls(6, **{"num_heads": 2, "window_size" if cls is BOTH[0] else "grid_size": size, "base_size": base})
+def small(cls: type[RelativeAttention], size: int, base: int | None = None, heads: int = 2) -> RelativeAttention:
+    return cls(6, **{"num_heads": heads, "window_size" if cls is BOTH[0] else "grid_size": size, "base_size": base})
 
 
 @pytest.mark.parametrize(
@@ -97,3 +97,36 @@ def test_ill_options_are_named(cls: type[RelativeAttention], options: dict[str, 
     renamed = {size_name if name == "size" else name: value for name, value in options.items()}
     with pytest.raises(ValueError, match=message):
         cls(6, **renamed)
+
+
+@pytest.mark.parametrize("cls", BOTH)
+def test_loads_the_authors_layout_strictly(cls: type[RelativeAttention]) -> None:
+    mixer = small(cls, 2, heads=3)
+    layout = {f"attention/{letter}/weight": torch.randn(6, 3, 2) for letter in "qkv"}
+    layout |= {f"attention/{letter}/bias": torch.randn(3, 2) for letter in "qkv"}
+    layout |= {"attention/o/weight": torch.randn(3, 2, 6), "attention/o/bias": torch.randn(6)}
+    layout["attention/relative_bias"] = torch.randn(3, 3, 3)
+    mixer.load_reference(layout)
+    # head 2, feature 1 of the values
+    assert torch.equal(mixer.qkv.weight[12 + 2 * 2 + 1], layout["attention/v/weight"][:, 2, 1])
+    assert torch.equal(mixer.o_proj.weight[:, 2 * 2 + 1], layout["attention/o/weight"][2, 1])
+    assert torch.equal(mixer.bias_table, layout["attention/relative_bias"])
+    with pytest.raises(KeyError, match=r"unknown keys: none; missing keys: qkv\.bias"):
+        mixer.load_reference({name: value for name, value in layout.items() if name != "attention/k/bias"})
+    with pytest.raises(KeyError, match="unknown keys: attention/p/bias"):
+        mixer.load_reference({**layout, "attention/p/bias": torch.zeros(6)})
+
+
+@pytest.mark.parametrize("cls", BOTH)
+def test_loads_timms_layout_strictly(cls: type[RelativeAttention]) -> None:
+    mixer = small(cls, 2, heads=3)
+    renamed = {"o_proj": "proj", "bias_table": "rel_pos.relative_position_bias_table"}
+    layout = {}
+    for name, value in mixer.state_dict().items():
+        for own, theirs in renamed.items():
+            name = name.replace(own, theirs)
+        layout[name] = torch.rand_like(value)
+    mixer.load_reference(layout)
+    assert torch.equal(mixer.bias_table, layout["rel_pos.relative_position_bias_table"])
+    with pytest.raises(KeyError, match=r"missing keys: o_proj\.bias"):
+        mixer.load_reference({name: value for name, value in layout.items() if name != "proj.bias"})
