@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from regard.measure import Race, growth_exponent, one_thread, race
 from regard.registry import create
 
-BATCH, SIDE, ROUNDS = 8, 224, 5
+BATCH, SIDE = 8, 224
+ROUNDS = {"eager": 7, "channels last": 7, "bfloat16": 3, "default": 7}
+"""Fewer in bfloat16, which many CPUs emulate at a twentieth of the speed."""
 PEERS = {
     "davit_tiny": "davit_tiny",
     "maxvit_tiny": "maxvit_tiny_tf_224",
@@ -74,10 +76,10 @@ def contest(name: str) -> Iterator[tuple[str, Race]]:
         for setting in SETTINGS:
             pair = {"ours": prepared(ours, setting), "timm": prepared(theirs, setting)}
             x = images_for(setting)
-            yield setting, race({side: partial(net, x) for side, net in pair.items()}, rounds=ROUNDS)
+            yield setting, race({side: partial(net, x) for side, net in pair.items()}, rounds=ROUNDS[setting])
         fast = default_inference(ours)
         plain, last = images_for("eager"), images_for("channels last")
-        yield "default", race({"ours": partial(fast, last), "timm": partial(theirs, plain)}, rounds=ROUNDS)
+        yield "default", race({"ours": partial(fast, last), "timm": partial(theirs, plain)}, rounds=ROUNDS["default"])
 
 
 def growth() -> Iterator[Outcome]:
