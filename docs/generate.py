@@ -47,6 +47,7 @@ HEADLINES = (
     "sea memory 4096",
     "sea growth",
     "ninformer forward 1024",
+    "data loading language",
     "compare overhead",
 )
 """The races in the README, one per target."""
