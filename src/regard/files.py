@@ -57,9 +57,9 @@ def missing_folders(path: Path) -> list[Path]:
 
 
 def remove_empty(folders: Sequence[Path]) -> None:
-    """Remove folders, innermost first, up to one that holds something."""
-    with contextlib.suppress(OSError):
-        for folder in folders:
+    """Remove those of the folders, innermost first, that are there and hold nothing."""
+    for folder in folders:
+        if folder.is_dir() and not os.listdir(folder):
             folder.rmdir()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from regard.compare.job import Part
 from regard.compare.results import as_csv
 from regard.compare.settings import Settings
 from regard.errors import UserError
-from regard.files import write_atomically
+from regard.files import missing_folders, remove_empty, write_atomically
 from regard.wording import shown
 
 RESULTS = "results.json"
@@ -93,7 +92,7 @@ class RunFolder:
         self.work = path / WORK
         if path.exists() and not path.is_dir():
             raise UserError(f"--out {shown(path)} is a file; it must be a folder, or a new name")
-        self._made = [folder for folder in (path, *path.parents) if not folder.exists()]
+        self._made = missing_folders(path)
         with writing(path):
             self.work.mkdir(parents=True, exist_ok=True)
             self._lock = self._take_lock()
@@ -150,9 +149,7 @@ class RunFolder:
         if (self.path / RESULTS).exists():
             return
         shutil.rmtree(self.work, ignore_errors=True)
-        for folder in self._made:
-            if folder.is_dir() and not os.listdir(folder):
-                folder.rmdir()
+        remove_empty(self._made)
 
     def child(self, settings: Settings, name: str) -> Path:
         """The folder of one mechanism; its name does not depend on the mechanism's."""

@@ -205,15 +205,14 @@ def claimed(folder: Path, *, resume: bool) -> Iterator[None]:
     Raises:
         UserError: as `claim_folder`.
     """
-    is_new = not folder.exists()
-    parents = missing_folders(folder.parent)
+    missing = missing_folders(folder)
     claim_folder(folder, resume=resume)
     try:
         yield
     except UserError:
-        if is_new:
+        if missing:
             shutil.rmtree(folder)
-            remove_empty(parents)
+            remove_empty(missing)
         raise
 
 
