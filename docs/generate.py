@@ -47,6 +47,12 @@ HEADLINES = (
     "sea memory 4096",
     "sea growth",
     "ninformer forward 1024",
+    "vision davit_tiny channels last",
+    "vision maxvit_tiny channels last",
+    "vision efficientvit_m5 channels last",
+    "vision shvit_s4 channels last",
+    "vision default inference",
+    "vision growth maxvit_block",
     "data loading language",
     "compare overhead",
 )
