@@ -192,8 +192,25 @@ def test_checkpointing_changes_nothing_but_memory() -> None:
     backbones.check_checkpointing(MaxViT, replace(SMALL, drop_path=0.3), SIZE)
 
 
+@pytest.mark.slow
 def test_all_forms_agree() -> None:
     backbones.check_forms(MaxViT(replace(SMALL, dims=(8, 12), depths=(1, 1), strides=(2, 2))), SIZE)
+
+
+def test_running_statistics_follow_a_short_training() -> None:
+    """Evaluation after few steps is by the batches seen, not by where the statistics began."""
+    torch.manual_seed(0)
+    images = 3 + 2 * torch.randn(16, 1, 8, 8)
+    for momentum, close in ((0.5, True), (0.01, False)):
+        model = MaxViT(replace(MaxViT.SMALL, norm_momentum=momentum)).train()
+        with torch.no_grad():
+            for _ in range(20):
+                trained = model(images)
+            apart = (model.eval()(images) - trained).norm() / trained.norm()
+        assert (float(apart) < 0.05) == close
+    assert MaxViT.SMALL.norm_momentum == 0.1
+    with pytest.raises(ValueError, match=r"norm_momentum must be in \(0, 1\], got 0"):
+        replace(MaxViT.SMALL, norm_momentum=0)
 
 
 def test_small_learns_digits_of_8_pixels() -> None:

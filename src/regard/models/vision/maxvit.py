@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from regard.contract import FeatureMixer, load_strictly
-from regard.layers.mbconv import MBConv, batch_norm
+from regard.layers.mbconv import NORM_MOMENTUM, MBConv, batch_norm
 from regard.layers.norm_folding import convolve
 from regard.layers.reference_names import rename_all
 from regard.layers.relative_attention import INITIAL_SPREAD, MAXVIT_PAPER, RelativeAttention, base_size
@@ -65,6 +65,7 @@ class MaxViTConfig:
         stem_stride: stride of the stem.
         strides: stride of each stage's first block.
         drop_path: stochastic depth: block number i of n has the rate `drop_path * i / n`, from 0 on.
+        norm_momentum: share of a batch in the batch norms' running statistics; the authors' takes hundreds of steps.
         checkpointing: in training, compute the activations inside blocks again instead of keeping them.
     """
 
@@ -83,6 +84,7 @@ class MaxViTConfig:
     stem_stride: int = 2
     strides: tuple[int, ...] = (2, 2, 2, 2)
     drop_path: float = 0.0
+    norm_momentum: float = NORM_MOMENTUM
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
@@ -96,6 +98,8 @@ class MaxViTConfig:
             raise ValueError(f"grid_size must be positive, got {self.grid_size}")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
+        if not 0 < self.norm_momentum <= 1:
+            raise ValueError(f"norm_momentum must be in (0, 1], got {self.norm_momentum}")
         odd = [dim for dim in self.dims if dim % self.head_dim]
         if odd:
             raise ValueError(f"head_dim={self.head_dim} must divide the width of every stage, got {odd[0]}")
@@ -158,6 +162,7 @@ class MaxViT(Backbone):
         mlp_ratio=2.0,
         stem_stride=1,
         strides=(1, 2),
+        norm_momentum=0.1,
     )
     VARIANTS: ClassVar[dict[str, Variant]] = {
         **_variants("tiny", 64, 64, (2, 2, 5, 2), params=30_916_528, macs=(5.6, 17.7, 33.7)),
@@ -182,6 +187,9 @@ class MaxViT(Backbone):
         self.head_proj = nn.Linear(config.dims[-1], config.dims[-1])
         self.head = nn.Linear(config.dims[-1], config.num_classes)
         self.apply(initialise)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = config.norm_momentum
 
     def features(self, images: Images) -> tuple[Maps, ...]:
         """The output of every stage, finest first."""
