@@ -130,6 +130,7 @@ def test_a_race_from_start_to_end(tmp_path, text_file):
     assert (out / "results.json").read_bytes() == unchanged
 
 
+@pytest.mark.slow
 def test_failures_are_rows_and_the_race_goes_on(tmp_path, text_file):
     names = "softmax,toy_nan,toy_raise,toy_killed,toy_abort,toy_greedy,toy_hungry"
     ended = run(tmp_path, "text", data=str(text_file), mechanisms=names, steps="4", jobs="3", lengths="16,64",
@@ -175,6 +176,7 @@ def test_when_everything_fails_the_status_says_so(tmp_path, text_file):
     assert "toy_raise: training" in again.stderr, "it is tried again"
 
 
+@pytest.mark.slow
 def test_a_time_limit_is_kept(tmp_path, text_file):
     ended = run(tmp_path, "text", data=str(text_file), mechanisms="toy_slow", steps="1000", time_limit="0.08",
                 out="out", **{"import": str(OUTSIDERS)})  # fmt: skip
@@ -270,6 +272,7 @@ def test_a_full_disk_is_one_line_and_what_was_written_is_whole(tmp_path, text_fi
     assert not list(tmp_path.glob("out/**/*.tmp"))
 
 
+@pytest.mark.slow
 def test_hostile_names_of_files_and_folders(tmp_path):
     hostile = os.fsdecode(b"<script>alert(1)<\\script>\xff\x1b[31m\n&'\"")
     folder = tmp_path / hostile

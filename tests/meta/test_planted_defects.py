@@ -101,6 +101,7 @@ def test_a_mixer_of_fixed_lengths_is_asked_for_no_others() -> None:
     assert {"padding-causal", "padding-cross", "segments-bidirectional", "chunked_steps-causal"} <= set(report.seconds)
 
 
+@pytest.mark.slow
 def test_a_class_that_cannot_be_imported_is_exported_in_a_copy_of_this_process() -> None:
     class Local(ToyRunningMean):
         pass
@@ -114,6 +115,7 @@ def test_a_class_that_cannot_be_imported_is_exported_in_a_copy_of_this_process()
         check_exports(Branches)
 
 
+@pytest.mark.slow
 def test_an_export_that_fails_leaves_this_process_as_it_was() -> None:
     with pytest.raises(ContractError, match=r"bidirectional: .*cross: "):
         check_exports(BranchesOnData)

@@ -97,6 +97,7 @@ def test_a_phone_scrolls_only_down(visit, race: str) -> None:
     assert seen.complaints == []
 
 
+@pytest.mark.slow
 def test_dark_follows_the_system_and_the_button_overrides_it(visit) -> None:
     light, dark = visit("text"), visit("text", scheme="dark")
     assert background(light.page) != background(dark.page)
@@ -112,6 +113,7 @@ def test_dark_follows_the_system_and_the_button_overrides_it(visit) -> None:
     assert light.complaints == dark.complaints == []
 
 
+@pytest.mark.slow
 def test_the_head_selector_redraws_every_map(visit) -> None:
     page = visit("text").page
     plots = "[...document.querySelectorAll('[data-map]')]"
@@ -132,6 +134,7 @@ def test_the_head_selector_redraws_every_map(visit) -> None:
     assert mean == pytest.approx(sum(head[9][4] for head in row["map"]["heads"]) / 4, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_mechanism_with_fewer_heads_says_so(visit) -> None:
     seen = visit("gaps")
     seen.page.select_option("#head", "3")
@@ -140,6 +143,7 @@ def test_a_mechanism_with_fewer_heads_says_so(visit) -> None:
     assert seen.complaints == []
 
 
+@pytest.mark.slow
 def test_a_pointer_on_a_map_reads_the_weight_and_lights_the_tokens(visit) -> None:
     page = visit("text").page
     page.locator("[data-map='1']").scroll_into_view_if_needed()
@@ -159,6 +163,7 @@ def test_a_pointer_on_a_map_reads_the_weight_and_lights_the_tokens(visit) -> Non
     assert page.get_attribute(".sample .key", "data-token") == str(key)
 
 
+@pytest.mark.slow
 def test_the_table_sorts_by_a_column_from_the_keyboard_and_keeps_failed_rows_last(visit) -> None:
     page = visit("text").page
     names = "[...document.querySelectorAll('.ranking tbody .who-name')].map((one) => one.textContent)"
@@ -176,6 +181,7 @@ def test_the_table_sorts_by_a_column_from_the_keyboard_and_keeps_failed_rows_las
     assert page.evaluate(names) == ranked
 
 
+@pytest.mark.slow
 def test_views_and_legend_switch_what_is_drawn(visit) -> None:
     page = visit("text").page
     shown = "document.querySelector('#time .plot').data.filter((trace) => trace.visible !== false).length"

@@ -374,6 +374,7 @@ def test_a_run_on_a_phone_scrolls_only_down(open_html: Any, tmp_path: Path, run:
     assert seen.complaints == []
 
 
+@pytest.mark.slow
 @browser
 def test_the_logarithmic_view_and_the_dark_theme_redraw_the_loss(open_html: Any, tmp_path: Path) -> None:
     page = opened(open_html, tmp_path, "normal").page

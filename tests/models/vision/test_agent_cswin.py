@@ -110,6 +110,7 @@ def test_checkpointing_changes_nothing_but_memory() -> None:
     backbones.check_checkpointing(AgentCSwin, replace(SMALL, drop_path=0.3), SIZE)
 
 
+@pytest.mark.slow
 def test_all_forms_agree() -> None:
     few = {"dims": (8, 12), "num_heads": (2, 2), "depths": (2, 1), "agent_depths": (1, 1), "num_agents": (9, 4)}
     config = replace(SMALL, **few, agent_stripe_widths=(2, 2), stripe_widths=(1, 2))

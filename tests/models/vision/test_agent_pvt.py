@@ -114,6 +114,7 @@ def test_checkpointing_changes_nothing_but_memory() -> None:
     backbones.check_checkpointing(AgentPVT, replace(SMALL, drop_path=0.3), SIZE)
 
 
+@pytest.mark.slow
 def test_all_forms_agree() -> None:
     few = {"dims": (6, 12), "num_heads": (1, 2), "depths": (1, 2), "agent_depths": (1, 1), "num_agents": (9, 4)}
     config = replace(SMALL, **few, agent_reductions=(2, 1), reductions=(4, 2), mlp_ratios=(2, 2))

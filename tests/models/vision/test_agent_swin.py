@@ -180,6 +180,7 @@ def test_checkpointing_changes_nothing_but_memory() -> None:
     backbones.check_checkpointing(AgentSwin, replace(SMALL, drop_path=0.3), SIZE)
 
 
+@pytest.mark.slow
 def test_all_forms_agree() -> None:
     few = {"dims": (6, 12), "num_heads": (1, 2), "depths": (1, 2), "agent_depths": (1, 0), "num_agents": (9, 4)}
     backbones.check_forms(AgentSwin(replace(SMALL, **few)), SIZE)

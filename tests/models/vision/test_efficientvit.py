@@ -158,6 +158,7 @@ def test_checkpointing_changes_nothing_but_memory() -> None:
     backbones.check_checkpointing(EfficientViT, replace(SMALL, drop_path=0.3), SIZE)
 
 
+@pytest.mark.slow
 def test_all_forms_agree() -> None:
     backbones.check_forms(backbones.randomised(EfficientViT(SMALL)), SIZE)
 

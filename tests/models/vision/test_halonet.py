@@ -185,6 +185,7 @@ def test_checkpointing_changes_nothing_but_memory() -> None:
     backbones.check_checkpointing(HaloNet, replace(SMALL, drop_path=0.3), SIZE)
 
 
+@pytest.mark.slow
 def test_all_forms_agree() -> None:
     two = replace(SMALL, blocks=("h", "ch"), widths=(8, 16), out_channels=(12, 20), num_heads=(2, 4))
     backbones.check_forms(HaloNet(two), SIZE)
