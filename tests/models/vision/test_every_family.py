@@ -25,6 +25,15 @@ def test_there_are_families() -> None:
     )
 
 
+BEHIND_THE_LAST_CLASS_TOKEN = {
+    "agent_deit": {
+        f"blocks.11.mixer.{name}"
+        for name in ("bias.query_grid", "bias.query_rows", "bias.query_columns", "local.weight", "local.bias")
+    }
+}
+"""What changes patches alone in a last block of which the head reads the class token: no gradient by theory."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_step_at_its_own_resolution_changes_every_parameter(name: str) -> None:
@@ -43,8 +52,8 @@ def test_a_step_at_its_own_resolution_changes_every_parameter(name: str) -> None
         loss.backward()
         optimizer.step()
     assert loss.isfinite()
-    unchanged = [key for key, parameter in model.named_parameters() if torch.equal(before[key], parameter)]
-    assert not unchanged
+    unchanged = {key for key, parameter in model.named_parameters() if torch.equal(before[key], parameter)}
+    assert unchanged == BEHIND_THE_LAST_CLASS_TOKEN.get(name, set())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
