@@ -41,6 +41,13 @@ FILES = (
     "tasks",
     "compare",
     "vision",
+    "routing",
+    "landmark",
+    "hip",
+    "recycled",
+    "urpe",
+    "rcmha",
+    "var",
 )
 TESTED = ("tests/ops", "tests/mixers", "tests/layers")
 

@@ -20,15 +20,22 @@ GRADES = {
     "efficientvit": {"exact": 2, "ratio": 3, "scaled": 1, "out of reach": 2},
     "halonet": {"exact": 5, "ratio": 2, "scaled": 2, "out of reach": 3},
     "hedgehog": {"exact": 3, "ratio": 1, "scaled": 3, "out of reach": 3},
+    "hip": {"exact": 2, "ratio": 2, "scaled": 3, "out of reach": 2},
+    "landmark": {"exact": 3, "ratio": 1, "scaled": 2, "out of reach": 2},
     "lightning": {"exact": 2, "ratio": 4, "scaled": 2, "out of reach": 2},
     "maxvit": {"exact": 4, "ratio": 1, "scaled": 3, "out of reach": 4},
     "ninformer": {"exact": 3, "ratio": 1, "scaled": 2, "out of reach": 1},
     "palm": {"exact": 2, "scaled": 7, "out of reach": 2},
+    "rcmha": {"exact": 1, "ratio": 1, "scaled": 1, "out of reach": 1},
+    "recycled": {"exact": 2, "ratio": 1, "scaled": 4, "out of reach": 1},
+    "routing": {"exact": 2, "ratio": 1, "scaled": 2, "out of reach": 3},
     "sea": {"exact": 4, "ratio": 2, "scaled": 3, "out of reach": 1},
     "shvit": {"exact": 3, "ratio": 2, "scaled": 1, "out of reach": 3},
     "softplus": {"exact": 5, "ratio": 2, "scaled": 6, "out of reach": 1},
     "titans": {"exact": 4, "ratio": 3, "scaled": 7, "out of reach": 3},
     "transnormer": {"exact": 4, "ratio": 3, "scaled": 4, "out of reach": 2},
+    "urpe": {"exact": 2, "scaled": 2, "out of reach": 2},
+    "var": {"exact": 2, "ratio": 1, "scaled": 2, "out of reach": 1},
 }
 
 

@@ -20,7 +20,16 @@ def run_example(name: str, folder: Path) -> str:
 
 
 def test_every_example_is_run_here() -> None:
-    named = {"choose.py", "use.py", "trust.py", "see.py", "train.py", "backbone.py", "fine_tune.py"}
+    named = {
+        "choose.py",
+        "use.py",
+        "trust.py",
+        "see.py",
+        "train.py",
+        "backbone.py",
+        "fine_tune.py",
+        "language_model.py",
+    }
     assert {path.name for path in EXAMPLES.glob("*.py")} == named
 
 
@@ -34,6 +43,18 @@ def test_backbone(tmp_path: Path) -> None:
         "map of (64, 8, 10)",
     ]
     assert float(lines[-1].rpartition(" ")[2]) < 0.1
+
+
+def test_language_model(tmp_path: Path) -> None:
+    lines = run_example("language_model.py", tmp_path).splitlines()
+    assert lines[0].startswith("registered: regard_softmax, regard_hip, ")
+    assert lines[2] == "regard_softmax the same tokens"
+    assert [line.split(":")[0] for line in lines[3:]] == [
+        "regard_hip",
+        "recycled",
+        "streaming_llm",
+        "lightning in two layers",
+    ]
 
 
 @pytest.mark.slow

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from regard.cli.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+    from transformers.cache_utils import Cache
+
+    from regard.integrations.transformers.pretrained import Pretrained
     from regard.models.language.base import LanguageModel
     from regard.tasks.generation import Sampling
     from regard.tasks.language import Language
@@ -16,12 +22,16 @@ if TYPE_CHECKING:
 EXAMPLES = """
   regard generate runs/first --prompt "To be" --tokens 400
   regard generate runs/first --prompt-file start.txt --temperature 0.7 --top-p 0.9 --seed 3
+  regard generate --model models/llama --attention hip --options mask_k=256,window=128 --prompt-file book.txt
 """
 
 
 def run(
-    checkpoint: Path,
+    checkpoint: Path | None = None,
     *,
+    model: str | None = None,
+    attention: str = "sdpa",
+    options: str | None = None,
     prompt: str | None = None,
     prompt_file: Path | None = None,
     tokens: int = 200,
@@ -34,11 +44,17 @@ def run(
 ) -> int:
     """Continue a prompt with a trained language model; text is printed as it is generated.
 
+    The model is a checkpoint of regard train, or with --model one of Hugging Face transformers, whose attention can be
+    replaced; its prompt is read in pieces, so that it may be long.
+
     Linear and recurrent mechanisms keep a state of constant size, softmax a key-value cache; the size is told at the
     end, on stderr, with the time per token.
 
     Args:
         checkpoint: a file that regard train wrote, or its folder.
+        model: a folder in the layout of transformers, or a name on its hub, instead of a checkpoint.
+        attention: with --model: sdpa, or softmax, hip, recycled, streaming_llm or h2o.
+        options: of the attention, such as top_k=256,stride=16.
         prompt: the text to continue.
         prompt_file: a file with the text to continue.
         tokens: how many tokens to generate.
@@ -53,6 +69,14 @@ def run(
         raise UserError(f"--tokens must be at least 1, got {tokens}")
     if (prompt is None) == (prompt_file is None):
         raise UserError("give either --prompt or --prompt-file")
+    if (checkpoint is None) == (model is None):
+        raise UserError("give either a checkpoint of regard train or --model")
+    if model is None and (attention != "sdpa" or options is not None):
+        raise UserError(
+            "--attention and --options belong to --model: a checkpoint has the attention it was trained with"
+        )
+    if model is not None and no_state:
+        raise UserError("--no-state belongs to a checkpoint: a model of transformers always keeps its cache")
     text = _prompt(prompt, prompt_file)
     from regard.cli.console import progress
     from regard.cli.evaluate import chosen_device
@@ -65,15 +89,18 @@ def run(
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     except ValueError as error:
         raise UserError(str(error)) from None
+    if model is not None:
+        return _stream_pretrained(model, attention, options, text, tokens, sampling, chosen_device(device))
+    assert checkpoint is not None
     loaded = checkpoints.load(checkpoint)
     if not isinstance(loaded.task, Language):
         raise UserError(f"{checkpoint} was trained for {loaded.task.name}: generate needs a language model")
-    model = loaded.model.to(chosen_device(device))
-    assert isinstance(model, LanguageModel)
-    with_state = decodes(model) and not no_state
+    network = loaded.model.to(chosen_device(device))
+    assert isinstance(network, LanguageModel)
+    with_state = decodes(network) and not no_state
     if not with_state and not no_state:
         progress().print("this mechanism keeps no state: everything is read anew for every token")
-    return _stream(loaded.task, model, text, tokens, sampling, with_state)
+    return _stream(loaded.task, network, text, tokens, sampling, with_state)
 
 
 def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
@@ -128,3 +155,95 @@ def _stream(task: Language, model: LanguageModel, text: str, tokens: int, sampli
         told += f"; state for {room:,} tokens: {bytes_in_words(size)}"
     progress().print(told)
     return 0
+
+
+def _stream_pretrained(
+    source: str, attention: str, options: str | None, text: str, tokens: int, sampling: Sampling, device: str
+) -> int:
+    import time
+
+    import torch
+
+    from regard.cli.console import progress
+    from regard.cli.errors import need
+    from regard.wording import bytes_in_words
+
+    need("transformers", extra="hf", command="generate --model")
+    from regard.integrations.transformers.pretrained import cache_bytes, continue_text, load_pretrained
+
+    given = _attention_options(attention, options)
+    found = load_pretrained(source, device=device)
+    cache = _cache_for(found, attention, given)
+    ids = torch.tensor(found.tokenizer.encode(text), dtype=torch.int64, device=device)
+    if not len(ids):
+        raise UserError("the model's tokenizer makes no token of the prompt")
+    begin = time.monotonic()
+    scores = _read_with_progress(found, ids, cache)
+    read_s, begin = time.monotonic() - begin, time.monotonic()
+    stop = found.model.generation_config.eos_token_id
+    stops = frozenset() if stop is None else frozenset([stop] if isinstance(stop, int) else stop)
+    made = continue_text(found.model, scores, cache, count=tokens, sampling=sampling, stop=stops)
+    sys.stdout.write(text)
+    count = 0
+
+    def counted() -> Iterator[int]:
+        nonlocal count
+        for number in made:
+            count += 1
+            yield number
+
+    try:
+        for piece in found.tokenizer.stream(counted()):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    finally:
+        sys.stdout.write("\n")
+    per_token = (time.monotonic() - begin) / max(1, count)
+    progress().print(
+        f"{len(ids):,} tokens read in {read_s:.1f} s, {1000 * per_token:.1f} ms per new token; "
+        f"cache: {bytes_in_words(cache_bytes(cache))}; peak memory of the process: {bytes_in_words(_peak_memory())}"
+    )
+    return 0
+
+
+def _attention_options(attention: str, options: str | None) -> dict[str, Any]:
+    if attention != "sdpa":
+        from regard.integrations.transformers.options import read_options
+
+        return read_options(attention, options)
+    if options is not None:
+        raise UserError("--options belongs to an attention of ours, and sdpa has none")
+    return {}
+
+
+def _cache_for(found: Pretrained, attention: str, options: dict[str, Any]) -> Cache:
+    """An empty cache of the wanted attention, which the model is set to."""
+    from transformers.cache_utils import DynamicCache
+
+    from regard.integrations.transformers import new_cache
+
+    if attention == "sdpa":
+        found.model.set_attn_implementation("sdpa")
+        return DynamicCache(config=found.model.config)
+    try:
+        return new_cache(found.model, attention.removeprefix("regard_"), **options)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _read_with_progress(found: Pretrained, ids: Tensor, cache: Cache) -> Tensor:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from regard.cli.console import progress
+    from regard.integrations.transformers.pretrained import read_prompt
+
+    columns = (TextColumn("reading the prompt"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=progress(), transient=True) as bar:
+        task = bar.add_task("", total=len(ids))
+        return read_prompt(found.model, ids, cache, on_tokens=lambda count: bar.advance(task, count))
+
+
+def _peak_memory() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

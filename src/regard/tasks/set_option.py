@@ -34,8 +34,12 @@ def share_out(
     return shares[0], shares[1], shares[2]
 
 
-def split_settings(text: str | None) -> dict[str, str]:
+def split_settings(text: str | None, *, option: str = "--set") -> dict[str, str]:
     """`"dim=64,mixer_options={...}"` as names and values; commas inside brackets do not separate.
+
+    Args:
+        text: what the user gave.
+        option: where, for the message.
 
     Raises:
         UserError: a part that is not NAME=VALUE.
@@ -46,7 +50,7 @@ def split_settings(text: str | None) -> dict[str, str]:
     for part in _between_commas(text):
         name, equals, value = part.partition("=")
         if not equals or not name.strip():
-            raise UserError(f"--set takes NAME=VALUE,NAME=VALUE, got {shown(part)!r}")
+            raise UserError(f"{option} takes NAME=VALUE,NAME=VALUE, got {shown(part)!r}")
         found[name.strip()] = value.strip()
     return found
 

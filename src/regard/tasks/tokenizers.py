@@ -28,9 +28,18 @@ class Tokenizer(ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; what is no text becomes the replacement character."""
 
-    @abstractmethod
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """Pieces of text as the ids come, whole characters only."""
+        """Pieces of text as the ids come: what the text of all ids so far has more than before, in whole characters."""
+        seen: list[int] = []
+        told = ""
+        for number in ids:
+            seen.append(number)
+            text = self.decode(seen)
+            if not text.endswith("\ufffd") and text.startswith(told):
+                yield text[len(told) :]
+                told = text
+        if rest := self.decode(seen)[len(told) :]:
+            yield rest
 
 
 class ByteTokenizer(Tokenizer):
@@ -93,19 +102,6 @@ class HuggingFaceTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         """The text."""
         return self._inner.decode(list(ids), skip_special_tokens=False)
-
-    def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """What the text of all ids so far has more than before; an unfinished character waits."""
-        seen: list[int] = []
-        told = ""
-        for number in ids:
-            seen.append(number)
-            text = self.decode(seen)
-            if not text.endswith("\ufffd") and text.startswith(told):
-                yield text[len(told) :]
-                told = text
-        if rest := self.decode(seen)[len(told) :]:
-            yield rest
 
 
 def _library() -> Any:
