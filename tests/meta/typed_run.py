@@ -43,10 +43,12 @@ def run_sequence(cls: Any) -> int:
             mixer(x, context=torch.randn(example.batch, example.context, example.kwargs["dim"]))
             calls += 1
         if traits.decodes and causal:
-            state = mixer.init_state(example.batch)
-            for piece in (x[:, :5], x[:, 5:6], x[:, 6:]):
-                _, state = mixer.step(piece, state)
-            mixer.step(x, state, mask=mask)
+            mixer.eval()
+            with torch.no_grad():
+                state = mixer.init_state(example.batch)
+                for piece in (x[:, :5], x[:, 5:6], x[:, 6:]):
+                    _, state = mixer.step(piece, state)
+                mixer.step(x, state, mask=mask)
             calls += 1
     return calls
 

@@ -34,8 +34,10 @@ from regard.ops.rotary import rotate
 from regard.ops.routing_form import RoutingForm
 
 Heads = Float[Tensor, "batch heads tokens head_dim"]
+KeyHeads = Float[Tensor, "batch heads keys head_dim"]
 Positions = Int[Tensor, "#batch tokens"]
 Mask = Bool[Tensor, "batch tokens"]
+KeyMask = Bool[Tensor, "batch keys"]
 
 REFERENCE_NAMES = (
     (r"kmeans\.means$", "centroids.means"),
@@ -58,10 +60,10 @@ class Routed:
     """
 
     q_items: Heads
-    k_items: Heads
+    k_items: KeyHeads
     q: Heads
-    k: Heads
-    v: Heads
+    k: KeyHeads
+    v: KeyHeads
 
 
 def rotate_pairs(x: Heads, positions: Positions, *, base: float) -> Heads:
@@ -126,13 +128,13 @@ class RoutingHeads(nn.Module):
             return None
         return self.memory_keys, self.memory_values
 
-    def items(self, q: Heads, k: Heads, positions: Positions | None = None) -> tuple[Heads, Heads]:
+    def items(self, q: Heads, k: KeyHeads, positions: Positions | None = None) -> tuple[Heads, KeyHeads]:
         """What is routed of queries and keys, in at least float32."""
         if self.form.mode == "compat" and self.rope_base is not None and positions is not None:
             q, k = (rotate_pairs(x, positions, base=self.rope_base) for x in (q, k))
         return self.form.items(q), self.form.items(k)
 
-    def prepare(self, q: Heads, k: Heads, v: Heads, positions: Positions | None = None) -> Routed:
+    def prepare(self, q: Heads, k: KeyHeads, v: KeyHeads, positions: Positions | None = None) -> Routed:
         """Normalise and rotate projected queries, keys and values; scores are made in the type of the values.
 
         Args:
@@ -155,7 +157,7 @@ class RoutingHeads(nn.Module):
         routed: Routed,
         *,
         query_mask: Mask | None = None,
-        key_mask: Mask | None = None,
+        key_mask: KeyMask | None = None,
         owner: nn.Module | None = None,
         dropout: float = 0.0,
     ) -> Heads:
@@ -204,7 +206,7 @@ class RoutingHeads(nn.Module):
         return queries, queries if self.form.shared_qk else similarities(routed.k_items, self.centroids.means, mask)
 
     def weights(
-        self, routed: Routed, *, query_mask: Mask | None, key_mask: Mask | None, prefix: bool = False
+        self, routed: Routed, *, query_mask: Mask | None, key_mask: KeyMask | None, prefix: bool = False
     ) -> Float[Tensor, "batch heads queries keys"]:
         """The whole map of weights.
 
@@ -225,7 +227,12 @@ class RoutingHeads(nn.Module):
         return routed_weights(routed.q, routed.k, members, self.form, key_mask=key_mask)
 
     def commitment_loss(
-        self, q_items: Heads, k_items: Heads, *, query_mask: Mask | None = None, key_mask: Mask | None = None
+        self,
+        q_items: Heads,
+        k_items: KeyHeads,
+        *,
+        query_mask: Mask | None = None,
+        key_mask: KeyMask | None = None,
     ) -> Float[Tensor, ""]:
         """Beta times the mean squared distance of what is routed from its nearest centroid.
 
@@ -240,8 +247,12 @@ class RoutingHeads(nn.Module):
         return self.commitment * commitment_loss(items, means, mask)
 
     def _together(
-        self, q_items: Heads, k_items: Heads, query_mask: Mask | None, key_mask: Mask | None
-    ) -> tuple[Heads, Mask | None]:
+        self,
+        q_items: Float[Tensor, "batch heads queries head_dim"],
+        k_items: Float[Tensor, "batch heads keys head_dim"],
+        query_mask: Bool[Tensor, "batch queries"] | None,
+        key_mask: Bool[Tensor, "batch keys"] | None,
+    ) -> tuple[Float[Tensor, "batch heads routed head_dim"], Bool[Tensor, "batch routed"] | None]:
         """All that is routed, one behind the other."""
         if self.form.shared_qk:
             return q_items, query_mask
@@ -255,7 +266,7 @@ class RoutingHeads(nn.Module):
         return items, torch.cat(masks, dim=1)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _begin(self, routed: Routed, query_mask: Mask | None, key_mask: Mask | None, owner: nn.Module) -> None:
+    def _begin(self, routed: Routed, query_mask: Mask | None, key_mask: KeyMask | None, owner: nn.Module) -> None:
         items, mask = self._together(routed.q_items, routed.k_items, query_mask, key_mask)
         self.centroids.settle(items, mask, version=parameters_version(owner))
         self.centroids.observe(items, mask)

@@ -35,6 +35,7 @@ Centroids = Float[Tensor, "heads clusters head_dim"]
 Similarities = Float[Tensor, "batch heads clusters tokens"]
 Chosen = Int[Tensor, "batch heads clusters members"]
 Mask = Bool[Tensor, "batch tokens"]
+KeyMask = Bool[Tensor, "batch keys"]
 Memory = tuple[Float[Tensor, "heads clusters slots head_dim"], Float[Tensor, "heads clusters slots value_dim"]]
 
 
@@ -77,8 +78,8 @@ def find_members(
     centroids: Centroids,
     form: RoutingForm,
     *,
-    query_mask: Mask | None = None,
-    key_mask: Mask | None = None,
+    query_mask: Bool[Tensor, "batch queries"] | None = None,
+    key_mask: KeyMask | None = None,
 ) -> Members:
     """Fill the clusters.
 
@@ -146,7 +147,7 @@ def scatter_mean(
 
 
 def _inside(
-    members: Members, form: RoutingForm, key_mask: Mask | None, slots: int, dtype: torch.dtype
+    members: Members, form: RoutingForm, key_mask: KeyMask | None, slots: int, dtype: torch.dtype
 ) -> tuple[Tensor | None, Tensor | None]:
     """Which key each query sees, and what is added to its scores; memory slots first. Heads and clusters are one axis.
 
@@ -192,7 +193,7 @@ def attend_in_clusters(
     members: Members,
     form: RoutingForm,
     *,
-    key_mask: Mask | None = None,
+    key_mask: KeyMask | None = None,
     memory: Memory | None = None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "batch heads queries value_dim"]:
@@ -227,7 +228,7 @@ def attend_in_clusters(
 
 @without_autocast
 def routed_weights(
-    q: Queries, k: Keys, members: Members, form: RoutingForm, *, key_mask: Mask | None = None
+    q: Queries, k: Keys, members: Members, form: RoutingForm, *, key_mask: KeyMask | None = None
 ) -> Float[Tensor, "batch heads queries keys"]:
     """The whole map of weights, whose product with the values is `attend_in_clusters`; no memory slots. Quadratic.
 
@@ -260,8 +261,8 @@ def routing_attention(
     centroids: Centroids,
     form: RoutingForm,
     *,
-    query_mask: Mask | None = None,
-    key_mask: Mask | None = None,
+    query_mask: Bool[Tensor, "batch queries"] | None = None,
+    key_mask: KeyMask | None = None,
     memory: Memory | None = None,
 ) -> Float[Tensor, "batch heads queries value_dim"]:
     """Normalise, fill the clusters, attend inside them, average.

@@ -19,12 +19,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from regard.ops.kmeans_routing import Memory, Queries, Similarities
+from regard.ops.kmeans_routing import Memory, Queries
 from regard.ops.precision import compute_dtype, without_autocast
 from regard.ops.routing_form import OWN_KEY, RoutingForm
 from regard.ops.softmax_attention import softmax_attention, softmax_weights
 
 SMALLEST_CHUNK, LARGEST_CHUNK = 16, 128
+
+NewSimilarities = Float[Tensor, "batch heads clusters queries"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,12 @@ class PrefixRouter:
         self.members, self._form = members, form
 
     def chunks(
-        self, queries: Similarities, keys: Similarities, first: Int[Tensor, " batch"], *, places: int | None = None
+        self,
+        queries: NewSimilarities,
+        keys: NewSimilarities,
+        first: Int[Tensor, " batch"],
+        *,
+        places: int | None = None,
     ) -> Iterator[_Chunk]:
         """The chunks of new tokens in order, after each of which `members` holds what is left.
 
@@ -165,8 +172,8 @@ def prefix_routed_attention(
     q: Queries,
     keys: Float[Tensor, "batch heads tokens head_dim"],
     values: Float[Tensor, "batch heads tokens value_dim"],
-    query_scores: Similarities,
-    key_scores: Similarities,
+    query_scores: NewSimilarities,
+    key_scores: NewSimilarities,
     router: PrefixRouter,
     form: RoutingForm,
     *,
@@ -210,8 +217,8 @@ def prefix_routed_attention(
 def prefix_routed_weights(
     q: Queries,
     keys: Float[Tensor, "batch heads tokens head_dim"],
-    query_scores: Similarities,
-    key_scores: Similarities,
+    query_scores: NewSimilarities,
+    key_scores: NewSimilarities,
     router: PrefixRouter,
     form: RoutingForm,
 ) -> Float[Tensor, "batch heads queries tokens"]:
