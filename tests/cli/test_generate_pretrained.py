@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,8 @@ def model(capsys) -> str:
         ("recycled", "top_k=500,stride=none"),
         ("streaming_llm", "cache_size=500"),
         ("h2o", "cache_size=500"),
+        ("landmark", None),
+        ("regard_landmark", "block_size=16,top_k=8,offload=disk"),
     ],
 )
 def test_an_attention_that_sees_everything_gives_the_models_own_text(regard, model, attention, options):
@@ -70,6 +73,34 @@ def test_a_long_prompt_is_read_in_pieces(regard, model, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("attention", "options"),
+    [
+        ("hip", "mask_k=64,window=64"),
+        ("landmark", "block_size=32,offload=disk"),
+        ("recycled", "top_k=64"),
+        ("landmark_tokens", "landmark_id=7,block_size=32"),
+    ],
+)
+def test_a_log_shows_how_far_a_long_prompt_is(regard, model, monkeypatch, attention, options):
+    from regard.cli import prompt_progress
+
+    monkeypatch.setattr(prompt_progress, "EVERY_S", 0.0)
+    Path("long.txt").write_text("to be or not to be, " * 145, encoding="ascii")
+    told = regard(
+        *("generate", "--model", model, "--attention", attention, "--options", options, "--prompt-file", "long.txt"),
+        *("--tokens", "40", "--temperature", "0", "--device", "cpu"),
+    )
+    assert told.status == 0, told.err
+    count = 2900 + (2899 // 32 if attention == "landmark_tokens" else 0)
+    lines = told.err.splitlines()
+    assert len(lines) == 3
+    assert re.fullmatch(rf"reading the prompt: 1,024 of {count:,} tokens, about \d+ s left", lines[0])
+    assert re.fullmatch(rf"reading the prompt: 2,048 of {count:,} tokens, about \d+ s left", lines[1])
+    assert lines[2].startswith(f"{count:,} tokens read in ")
+    assert re.search(r"; peak memory of the process: [\d.,]+ [MG]iB$", lines[2])
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--model", "./nowhere"), "there is no folder ./nowhere with a model of transformers"),
@@ -83,6 +114,18 @@ def test_a_long_prompt_is_read_in_pieces(regard, model, monkeypatch):
             "must be a positive multiple of block_k=2",
         ),
         (("--model", "model", "--attention", "hip", "--options", "mask_k"), "--options takes NAME=VALUE,NAME=VALUE"),
+        (
+            ("--model", "model", "--attention", "landmark", "--options", "top_k=-1"),
+            "landmark: top_k must be at least 0 blocks, got -1",
+        ),
+        (
+            ("--model", "model", "--attention", "landmark_tokens"),
+            "landmark_tokens is for models with a trained landmark: --options landmark_id=ID says which",
+        ),
+        (
+            ("--model", "model", "--attention", "landmark_tokens", "--options", "landmark_id=256"),
+            "landmark_id=256 is none of the model's 256 ids",
+        ),
         (("--model", "model", "--options", "a=3"), "--options belongs to an attention of ours, and sdpa has none"),
         (("--model", "model", "--no-state"), "--no-state belongs to a checkpoint"),
         (("run", "--model", "model"), "give either a checkpoint of regard train or --model"),

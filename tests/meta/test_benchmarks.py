@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-NOT_RACES = {"run", "harness", "lightning_attention_gpu"}
+NOT_RACES = {"run", "harness", "lightning_attention_gpu", "hip_gpu", "long_prompt"}
 
 
 def test_no_file_has_the_name_of_a_package() -> None:

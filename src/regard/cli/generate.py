@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from regard.cli.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor
-    from transformers.cache_utils import Cache
-
-    from regard.integrations.transformers.pretrained import Pretrained
     from regard.models.language.base import LanguageModel
     from regard.tasks.generation import Sampling
     from regard.tasks.language import Language
@@ -23,6 +17,7 @@ EXAMPLES = """
   regard generate runs/first --prompt "To be" --tokens 400
   regard generate runs/first --prompt-file start.txt --temperature 0.7 --top-p 0.9 --seed 3
   regard generate --model models/llama --attention hip --options mask_k=256,window=128 --prompt-file book.txt
+  regard generate --model models/llama --attention landmark --options top_k=8,offload=disk --prompt-file book.txt
 """
 
 
@@ -53,7 +48,7 @@ def run(
     Args:
         checkpoint: a file that regard train wrote, or its folder.
         model: a folder in the layout of transformers, or a name on its hub, instead of a checkpoint.
-        attention: with --model: sdpa, or softmax, hip, recycled, streaming_llm or h2o.
+        attention: with --model: sdpa, or softmax, hip, recycled, streaming_llm, h2o, landmark or landmark_tokens.
         options: of the attention, such as top_k=256,stride=16.
         prompt: the text to continue.
         prompt_file: a file with the text to continue.
@@ -90,7 +85,9 @@ def run(
     except ValueError as error:
         raise UserError(str(error)) from None
     if model is not None:
-        return _stream_pretrained(model, attention, options, text, tokens, sampling, chosen_device(device))
+        from regard.cli.generate_pretrained import stream_pretrained
+
+        return stream_pretrained(model, attention, options, text, tokens, sampling, chosen_device(device))
     assert checkpoint is not None
     loaded = checkpoints.load(checkpoint)
     if not isinstance(loaded.task, Language):
@@ -155,95 +152,3 @@ def _stream(task: Language, model: LanguageModel, text: str, tokens: int, sampli
         told += f"; state for {room:,} tokens: {bytes_in_words(size)}"
     progress().print(told)
     return 0
-
-
-def _stream_pretrained(
-    source: str, attention: str, options: str | None, text: str, tokens: int, sampling: Sampling, device: str
-) -> int:
-    import time
-
-    import torch
-
-    from regard.cli.console import progress
-    from regard.cli.errors import need
-    from regard.wording import bytes_in_words
-
-    need("transformers", extra="hf", command="generate --model")
-    from regard.integrations.transformers.pretrained import cache_bytes, continue_text, load_pretrained
-
-    given = _attention_options(attention, options)
-    found = load_pretrained(source, device=device)
-    cache = _cache_for(found, attention, given)
-    ids = torch.tensor(found.tokenizer.encode(text), dtype=torch.int64, device=device)
-    if not len(ids):
-        raise UserError("the model's tokenizer makes no token of the prompt")
-    begin = time.monotonic()
-    scores = _read_with_progress(found, ids, cache)
-    read_s, begin = time.monotonic() - begin, time.monotonic()
-    stop = found.model.generation_config.eos_token_id
-    stops = frozenset() if stop is None else frozenset([stop] if isinstance(stop, int) else stop)
-    made = continue_text(found.model, scores, cache, count=tokens, sampling=sampling, stop=stops)
-    sys.stdout.write(text)
-    count = 0
-
-    def counted() -> Iterator[int]:
-        nonlocal count
-        for number in made:
-            count += 1
-            yield number
-
-    try:
-        for piece in found.tokenizer.stream(counted()):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-    finally:
-        sys.stdout.write("\n")
-    per_token = (time.monotonic() - begin) / max(1, count)
-    progress().print(
-        f"{len(ids):,} tokens read in {read_s:.1f} s, {1000 * per_token:.1f} ms per new token; "
-        f"cache: {bytes_in_words(cache_bytes(cache))}; peak memory of the process: {bytes_in_words(_peak_memory())}"
-    )
-    return 0
-
-
-def _attention_options(attention: str, options: str | None) -> dict[str, Any]:
-    if attention != "sdpa":
-        from regard.integrations.transformers.options import read_options
-
-        return read_options(attention, options)
-    if options is not None:
-        raise UserError("--options belongs to an attention of ours, and sdpa has none")
-    return {}
-
-
-def _cache_for(found: Pretrained, attention: str, options: dict[str, Any]) -> Cache:
-    """An empty cache of the wanted attention, which the model is set to."""
-    from transformers.cache_utils import DynamicCache
-
-    from regard.integrations.transformers import new_cache
-
-    if attention == "sdpa":
-        found.model.set_attn_implementation("sdpa")
-        return DynamicCache(config=found.model.config)
-    try:
-        return new_cache(found.model, attention.removeprefix("regard_"), **options)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
-def _read_with_progress(found: Pretrained, ids: Tensor, cache: Cache) -> Tensor:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from regard.cli.console import progress
-    from regard.integrations.transformers.pretrained import read_prompt
-
-    columns = (TextColumn("reading the prompt"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=progress(), transient=True) as bar:
-        task = bar.add_task("", total=len(ids))
-        return read_prompt(found.model, ids, cache, on_tokens=lambda count: bar.advance(task, count))
-
-
-def _peak_memory() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

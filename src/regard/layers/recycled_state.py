@@ -16,6 +16,7 @@ from torch import Tensor
 from regard.contract import State, state, static
 from regard.layers.kv_cache import INITIAL_CAPACITY, KVCache, empty_cache
 from regard.ops.grouped_attention import group_weights, grouped_attention, weigh_values
+from regard.ops.latest_attention import latest_attention
 from regard.ops.precision import product_dtype
 from regard.ops.recycled import Recycling, choose_keys, group_scores, query_similarity, take_keys
 from regard.ops.softmax_attention import softmax_attention
@@ -101,6 +102,8 @@ class RecycledState(State):
         if before.cache.filled == 0:
             return softmax_attention(q, k, v, causal=True)
         keys, values = (stored.to(q.dtype) for stored in self.cache.read())
+        if not self.cache.ragged:
+            return latest_attention(q, keys, values)
         return softmax_attention(q, keys, values, visible=self.cache.visible_to(before.position, q.shape[2]))
 
     def _prompted(self, q: Tensor, recycling: Recycling, counts: Tensor | None) -> RecycledState:

@@ -21,7 +21,7 @@ from regard.ops.block_sparse import (
     block_sparse_visible,
 )
 from regard.ops.hip_search import Sample, check_search, search_key_blocks, search_macs
-from regard.ops.softmax_attention import softmax_attention
+from regard.ops.latest_attention import latest_attention
 from regard.ops.visibility import visible_keys
 
 Queries = Float[Tensor, "batch heads queries head_dim"]
@@ -127,11 +127,7 @@ def hip_attention(
     keys = k.shape[2]
     if isinstance(first, int) and sizes.is_full(first + q.shape[2]):
         end = first + q.shape[2]
-        k, v = k[:, :, :end].to(q.dtype), v[:, :, :end].to(q.dtype)
-        if first == 0:
-            return softmax_attention(q, k, v, causal=True)
-        visible = visible_keys(q.shape[2], end, causal=True, device=q.device) if q.shape[2] > 1 else None
-        return softmax_attention(q, k, v, visible=visible)
+        return latest_attention(q, k[:, :, :end].to(q.dtype), v[:, :, :end].to(q.dtype))
     choice = hip_choice(q, k, sizes, first=first, lengths=lengths)
     places = torch.as_tensor(first, device=q.device).expand(q.shape[0])
     return block_sparse_attention(q, k, v, choice, sizes.reach(keys), first=places)

@@ -21,9 +21,10 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
 
-from regard.integrations.transformers.attention import MECHANISMS, PREFIX, Mechanism, attention_function
+from regard.integrations.transformers.attention import MECHANISMS, PREFIX, attention_function
 from regard.integrations.transformers.caches import cache_of
 from regard.integrations.transformers.masks import key_roles
+from regard.integrations.transformers.mechanism import Mechanism
 from regard.integrations.transformers.swap import swap
 from regard.integrations.transformers.visual import redistribute_visual
 
@@ -57,16 +58,19 @@ def register(options: Mapping[str, Mapping[str, Any]] | None = None) -> list[str
     return [PREFIX + name for name in MECHANISMS]
 
 
-def new_cache(model: nn.Module, name: str, **options: Any) -> Cache:
+def new_cache(model: nn.Module, name: str, *, max_len: int | None = None, **options: Any) -> Cache:
     """An empty cache for one prompt, which holds the mechanism's state for every layer; sets the model's attention.
 
     Args:
         model: a decoder of transformers.
         name: the mechanism.
+        max_len: tokens of the prompt and its continuation together, if known: memory is set aside once, and mechanisms
+            that keep all keys take no more tokens. None = memory grows as it is needed.
         options: its options; those of `register` where none are given.
 
     Raises:
-        ValueError: an unknown mechanism, one that keeps no state, or a model with other layers than full attention.
+        ValueError: `max_len` is not positive, an unknown mechanism, one that keeps no state, or a model with other
+            layers than full attention.
         TypeError: an option that the mechanism does not have.
     """
     _check_name(name)
@@ -75,7 +79,10 @@ def new_cache(model: nn.Module, name: str, **options: Any) -> Cache:
     mechanism = MECHANISMS[name](**options) if options else _registered[name]
     if mechanism.step is None:
         raise ValueError(f"{name} keeps no state of its own: any cache of transformers serves it")
-    cache = cache_of(model, PREFIX + name, mechanism.step)
+    if max_len is not None and max_len < 1:
+        raise ValueError(f"max_len must be at least 1 token, got {max_len}")
+    step = mechanism.step
+    cache = cache_of(model, PREFIX + name, lambda config, layer: step(config, layer, max_len))
     model.set_attn_implementation(PREFIX + name)  # type: ignore[operator]
     return cache
 

@@ -8,14 +8,15 @@ Written for transformers 5's `AttentionInterface`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from regard.integrations.transformers.caches import Advance, owner_of
+from regard.integrations.transformers.landmark import landmark, landmark_tokens
 from regard.integrations.transformers.masks import PackedCall, is_roles, pack_call, real_keys
+from regard.integrations.transformers.mechanism import Mechanism
 from regard.integrations.transformers.steps import (
     h2o_step,
     hip_step,
@@ -27,32 +28,12 @@ from regard.integrations.transformers.steps import (
 from regard.integrations.transformers.visual import visual_attention
 from regard.ops.hip import HiPSizes, hip_attention
 from regard.ops.hip_search import Sample
+from regard.ops.latest_attention import latest_attention
 from regard.ops.recycled import Recycling, Reduction
 from regard.ops.softmax_attention import softmax_attention
 from regard.ops.streaming import Streaming
-from regard.ops.visibility import visible_keys
 
 PREFIX = "regard_"
-
-
-@dataclass(frozen=True)
-class Mechanism:
-    """How a mechanism attends inside a model.
-
-    Args:
-        causal: on a packed call of a decoder and the number of its layer; None = there is no such form.
-        bidirectional: on queries, keys, values and which keys are real; None = there is no such form.
-        square: on queries, keys, values and a boolean square of visible keys; None = such masks are refused.
-        step: makes the step of a layer that keeps a state of its own, from the model's config and the layer's number;
-            None = it keeps none.
-        inside: on the attention module, queries, keys, values and mask, for what knows more of its model; None = none.
-    """
-
-    causal: Callable[[PackedCall, int | None], Tensor] | None = None
-    bidirectional: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None = None
-    square: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
-    step: Callable[[Any, int], Advance] | None = None
-    inside: Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor | None], Tensor] | None = None
 
 
 def attention_function(name: str, mechanism: Mechanism) -> Callable[..., tuple[Tensor, None]]:
@@ -129,10 +110,7 @@ def _square(name: str, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, ma
 def _softmax_causal(call: PackedCall, layer: int | None = None) -> Tensor:
     queries, keys = call.q.shape[2], call.k.shape[2]
     if call.lengths is None:
-        if call.first == 0:
-            return softmax_attention(call.q, call.k, call.v, causal=True)
-        visible = visible_keys(queries, keys, causal=True, device=call.q.device) if queries > 1 else None
-        return softmax_attention(call.q, call.k, call.v, visible=visible)
+        return latest_attention(call.q, call.k, call.v)
     first = torch.as_tensor(call.first, device=call.q.device)
     rows = first[:, None] + torch.arange(queries, device=first.device)
     visible = (torch.arange(keys, device=first.device) <= rows[..., None])[:, None]
@@ -148,9 +126,13 @@ def _softmax_square(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
     return torch.where(visible.any(dim=-1, keepdim=True), mixed, 0)
 
 
+def _softmax_step(config: Any, layer: int, max_len: int | None = None) -> Advance:
+    return softmax_step(max_len=max_len)
+
+
 def softmax() -> Mechanism:
     """Softmax attention by our fastest exact path: what the others are compared with."""
-    return Mechanism(_softmax_causal, _softmax_bidirectional, _softmax_square, lambda config, layer: softmax_step())
+    return Mechanism(_softmax_causal, _softmax_bidirectional, _softmax_square, _softmax_step)
 
 
 # ------------------------------------------------------------------------------------------------------------- HiP
@@ -192,8 +174,10 @@ def hip(
             return _softmax_causal(call)
         return hip_attention(call.q, call.k, call.v, sizes, first=call.first, lengths=call.lengths)
 
-    def step(config: Any, layer: int) -> Advance:
-        return softmax_step() if layer < dense_layers else hip_step(sizes, refresh=refresh)
+    def step(config: Any, layer: int, max_len: int | None = None) -> Advance:
+        if layer < dense_layers:
+            return softmax_step(max_len=max_len)
+        return hip_step(sizes, refresh=refresh, max_len=max_len)
 
     return Mechanism(attend, step=step)
 
@@ -222,7 +206,7 @@ def recycled(
         ValueError: a number out of its range.
     """
     recycling = Recycling(top_k=top_k, stride=stride, reduce=reduce, threshold=threshold, check_stride=check_stride)
-    return Mechanism(step=lambda config, layer: recycled_step(recycling))
+    return Mechanism(step=lambda config, layer, max_len=None: recycled_step(recycling, max_len=max_len))
 
 
 def h2o(*, cache_size: int = 512, refresh_stride: int | None = None) -> Mechanism:
@@ -236,7 +220,11 @@ def h2o(*, cache_size: int = 512, refresh_stride: int | None = None) -> Mechanis
         ValueError: a number that is not positive.
     """
     _check_positive(cache_size=cache_size, refresh_stride=refresh_stride)
-    return Mechanism(step=lambda config, layer: h2o_step(cache_size=cache_size, refresh_stride=refresh_stride))
+
+    def step(config: Any, layer: int, max_len: int | None = None) -> Advance:
+        return h2o_step(cache_size=cache_size, refresh_stride=refresh_stride, max_len=max_len)
+
+    return Mechanism(step=step)
 
 
 def streaming_llm(*, cache_size: int = 512, num_sinks: int = 4, refresh_stride: int | None = None) -> Mechanism:
@@ -253,10 +241,10 @@ def streaming_llm(*, cache_size: int = 512, num_sinks: int = 4, refresh_stride: 
     _check_positive(refresh_stride=refresh_stride)
     Streaming(cache_size=cache_size, sinks=num_sinks)
 
-    def step(config: Any, layer: int) -> Advance:
+    def step(config: Any, layer: int, max_len: int | None = None) -> Advance:
         base = rotary_base(config, "streaming_llm")
         sizes = Streaming(cache_size=cache_size, sinks=num_sinks, rope_base=base)
-        return streaming_step(sizes, refresh_stride=refresh_stride)
+        return streaming_step(sizes, refresh_stride=refresh_stride, max_len=max_len)
 
     return Mechanism(step=step)
 
@@ -281,6 +269,8 @@ MECHANISMS: Mapping[str, Callable[..., Mechanism]] = {
     "recycled": recycled,
     "streaming_llm": streaming_llm,
     "h2o": h2o,
+    "landmark": landmark,
+    "landmark_tokens": landmark_tokens,
     "var": var,
 }
 """Makers of mechanisms by name; their keyword arguments are the mechanism's options."""

@@ -25,56 +25,63 @@ from regard.layers.streaming_state import (
     empty_streaming_state,
 )
 from regard.ops.hip import HiPSizes
+from regard.ops.latest_attention import latest_attention
 from regard.ops.recycled import Recycling
 from regard.ops.rotary import rotate
 from regard.ops.softmax_attention import softmax_attention
 from regard.ops.streaming import Streaming
 
 
-def _sizes(k: Tensor, v: Tensor) -> dict[str, int]:
+def sizes_of(k: Tensor, v: Tensor) -> dict[str, int]:
+    """Heads and widths, as the makers of states take them."""
     return {"num_kv_heads": k.shape[1], "head_dim": k.shape[3], "value_dim": v.shape[3]}
 
 
-def softmax_step() -> Advance:
+def softmax_step(*, max_len: int | None = None) -> Advance:
     """Full attention with a preallocated cache."""
 
     def advance(q: Tensor, k: Tensor, v: Tensor, state: KVCache | None, mask: Tensor | None) -> tuple[Tensor, State]:
         if state is None:
-            after = empty_cache(len(q), **_sizes(k, v), max_len=None, like=k).append(k, v, mask)
+            after = empty_cache(len(q), **sizes_of(k, v), max_len=max_len, like=k).append(k, v, mask)
             return softmax_attention(q, k, v, causal=True), after
         after = state.append(k, v, mask)
         keys, values = after.read()
+        if not after.ragged:
+            return latest_attention(q, keys, values), after
         return softmax_attention(q, keys, values, visible=after.visible_to(state.position, q.shape[2])), after
 
     return advance
 
 
-def hip_step(sizes: HiPSizes, *, refresh: int) -> Advance:
+def hip_step(sizes: HiPSizes, *, refresh: int, max_len: int | None = None) -> Advance:
     """HiP attention with a search every `refresh` tokens."""
 
     def advance(q: Tensor, k: Tensor, v: Tensor, state: HiPState | None, mask: Tensor | None) -> tuple[Tensor, State]:
         if state is None:
-            heads = {"num_heads": q.shape[1], "num_kv_heads": k.shape[1], "head_dim": k.shape[3]}
-            state = empty_hip_state(len(q), sizes, **heads, max_len=None, like=k)
+            heads = {"num_heads": q.shape[1], **sizes_of(k, v)}
+            # where blocks of keys fill the buffer, the search reads one as one row
+            room = None if max_len is None else -(-max_len // sizes.block_k) * sizes.block_k
+            state = empty_hip_state(len(q), sizes, **heads, max_len=room, like=k)
         return state.advance(q, k, v, sizes, refresh=refresh, mask=mask)
 
     return advance
 
 
-def recycled_step(recycling: Recycling) -> Advance:
+def recycled_step(recycling: Recycling, *, max_len: int | None = None) -> Advance:
     """Recycled attention: a prompt in full, then steps by the schedule."""
 
     def advance(
         q: Tensor, k: Tensor, v: Tensor, state: RecycledState | None, mask: Tensor | None
     ) -> tuple[Tensor, State]:
         if state is None:
-            state = empty_recycled_state(len(q), recycling, num_heads=q.shape[1], **_sizes(k, v), max_len=None, like=k)
+            heads = {"num_heads": q.shape[1], **sizes_of(k, v)}
+            state = empty_recycled_state(len(q), recycling, **heads, max_len=max_len, like=k)
         return state.advance(q, k, v, recycling, mask=mask)
 
     return advance
 
 
-def h2o_step(*, cache_size: int, refresh_stride: int | None) -> Advance:
+def h2o_step(*, cache_size: int, refresh_stride: int | None, max_len: int | None = None) -> Advance:
     """H2O: the latest keys and those with the largest sums of attention."""
 
     def advance(
@@ -82,27 +89,27 @@ def h2o_step(*, cache_size: int, refresh_stride: int | None) -> Advance:
     ) -> tuple[Tensor, State]:
         if refresh_stride is None:
             if state is None:
-                state = empty_h2o_state(len(q), cache_size=cache_size, **_sizes(k, v), like=k)
+                state = empty_h2o_state(len(q), cache_size=cache_size, **sizes_of(k, v), like=k)
             assert isinstance(state, H2OState)
             return state.advance(q, k, v, mask=mask)
         if state is None:
-            state = empty_h2o_plus_state(len(q), cache_size=cache_size, **_sizes(k, v), max_len=None, like=k)
+            state = empty_h2o_plus_state(len(q), cache_size=cache_size, **sizes_of(k, v), max_len=max_len, like=k)
         assert isinstance(state, H2OPlusState)
         return state.advance(q, k, v, stride=refresh_stride, mask=mask)
 
     return advance
 
 
-def streaming_step(streaming: Streaming, *, refresh_stride: int | None) -> Advance:
+def streaming_step(streaming: Streaming, *, refresh_stride: int | None, max_len: int | None = None) -> Advance:
     """StreamingLLM: sinks and the latest keys, with positions by rank; `streaming` knows the model's rotary base."""
 
     def advance(
         q: Tensor, k: Tensor, v: Tensor, state: StreamingState | StreamingPlusState | None, mask: Tensor | None
     ) -> tuple[Tensor, State]:
         if state is None and refresh_stride is None:
-            state = empty_streaming_state(len(q), streaming, **_sizes(k, v), like=k)
+            state = empty_streaming_state(len(q), streaming, **sizes_of(k, v), like=k)
         elif state is None:
-            state = empty_streaming_plus_state(len(q), streaming, **_sizes(k, v), max_len=None, like=k)
+            state = empty_streaming_plus_state(len(q), streaming, **sizes_of(k, v), max_len=max_len, like=k)
         q, k = (turned_back(x, state.position, streaming.rope_base) for x in (q, k))
         if isinstance(state, StreamingState):
             return state.advance(q, k, v, streaming, mask=mask)
