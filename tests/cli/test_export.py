@@ -55,7 +55,7 @@ def test_the_size_of_images_may_be_another(regard, trained):
 
 WRONG = {
     "no checkpoint": (("nothing",), r"there is no checkpoint nothing"),
-    "format": (("run", "--format", "tflite"), r"--format must be onnx or torch-export, got tflite"),
+    "format": (("run", "--format", "tflite"), r"--format must be onnx or torch-export or transformers, got tflite"),
     "no folder": (("run", "--out", "no/a.onnx"), r"cannot write no/a\.onnx: there is no folder no"),
     "a folder": (("run", "--out", "run"), r"cannot write run: it is a folder"),
     "itself": (

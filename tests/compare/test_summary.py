@@ -9,9 +9,11 @@ import re
 
 import pytest
 from rich.console import Console
-from sample_results import hostile_results, image_results, results, series_results
+from sample_results import hostile_results, image_results, pretrained_results, results, series_results
 
 from regard.compare.job import Part
+from regard.compare.pretrained.summary import legend as pretrained_legend
+from regard.compare.pretrained.summary import table as pretrained_table
 from regard.compare.progress import Progress
 from regard.compare.results import as_csv, assemble, row_of
 from regard.compare.summary import advice, legend, remarks, table
@@ -44,6 +46,20 @@ def test_a_series_race_is_shown_by_mse():
     assert "0.0041" in text, "the spread"
     assert "length" not in text
     assert "decode" in text
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_race_inside_a_model_has_its_own_table(width):
+    race = pretrained_results()
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(pretrained_table(race, width=width))
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    for column in ("perplexity", "against", "hidden", "prompt", "token", "cache"):
+        assert column in text
+    assert ("mass" in text) == (width > 100)
+    assert re.search(r"hip 256 +4\.320 +\+5\.4% +50%", text)
+    assert "softmax" not in pretrained_legend(race)
 
 
 def test_a_wide_terminal_has_more_columns():

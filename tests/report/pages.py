@@ -7,7 +7,7 @@ import json
 from html.parser import HTMLParser
 from typing import Any
 
-from sample_results import hostile_results, image_results, many_results, results, series_results
+from sample_results import hostile_results, image_results, many_results, pretrained_results, results, series_results
 
 VOID = {"meta", "link", "br", "img", "input", "hr", "path"}
 
@@ -132,6 +132,7 @@ RACES = {
     "text": results,
     "image": image_results,
     "series": series_results,
+    "pretrained": pretrained_results,
     "hostile": hostile_results,
     "many": many_results,
     "one_row": _one_row,

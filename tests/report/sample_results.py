@@ -197,6 +197,37 @@ def series_results() -> dict[str, Any]:
     return race
 
 
+def pretrained_results() -> dict[str, Any]:
+    """Return a race inside a trained model: nothing learned, no maps, quality by the length of the prompt."""
+    race = results()
+    race |= {"task": "pretrained", "yardstick": "sdpa", "baselines": {}}
+    race["command"] = "regard compare text --model models/llama --lengths 1024,4096 --budgets 64,256"
+    names = ("sdpa", "softmax", "hip 256", "streaming_llm 64", "recycled 64")
+    ok = sorted((row for row in race["rows"] if row["status"] == "ok"), key=lambda row: row["rank"])
+    for index, (row, name) in enumerate(zip(ok, names, strict=False)):
+        perplexity = [4.2 + 0.07 * index, 4.1 + 0.11 * index]
+        row |= {"name": name, "title": name, "kind": "inference", "extrapolation": [], "notes": []}
+        row["quality"] = {
+            "metric": "perplexity",
+            "better": "lower",
+            "mean": perplexity[-1],
+            "spread": None,
+            "per_seed": perplexity[-1:],
+        }
+        row["inference"] = {
+            "lengths": [1024, 4096],
+            "perplexity": perplexity,
+            "excess": [value / own - 1 for value, own in zip(perplexity, (4.2, 4.1), strict=True)],
+            "needle": [None, 0.8 - 0.15 * index],
+            "mass": [1 - 0.04 * index, 1 - 0.07 * index],
+        }
+        for part in ("curves", "map", "params", "mixer_params", "budget_deviation", "training", "macs_per_token"):
+            row.pop(part, None)
+    race["rows"] = [*ok[: len(names)], *(row for row in race["rows"] if row["status"] == "failed")]
+    race["recommendation"] = [{"question": "Fastest decoding", "name": "hip 256", "sentence": "0.61 times sdpa's."}]
+    return race
+
+
 def hostile_results() -> dict[str, Any]:
     """Return a race in which every string is an attack, an oddity or very long."""
     race = results()

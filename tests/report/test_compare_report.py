@@ -289,6 +289,23 @@ def test_a_series_race_speaks_of_mse_and_time_steps() -> None:
     assert notes == ["repeating the last value 0.62", "training mean 1.08"]
 
 
+def test_a_race_inside_a_model_speaks_of_prompts_and_shows_no_learning() -> None:
+    page = page_of("pretrained")
+    for text in (
+        "Perplexity against length",
+        "Hidden numbers found",
+        "Attention mass recovered",
+        "Prompt time against",
+    ):
+        assert text in page.text
+    assert "Nothing is trained" in page.text
+    for text in ("Learning curves", "Forward time", "Attention maps", "same parameter budget"):
+        assert text not in page.text
+    first = rows_of(html_of("pretrained"))[0]
+    assert "100.0 %" in first
+    assert "80.0 %" in first
+
+
 def test_baselines_stand_only_beside_curves_of_the_same_quality() -> None:
     race = RACES["image"]()
     race["baselines"] = {"most frequent class": 2.3}
@@ -388,13 +405,16 @@ def test_the_report_needs_neither_torch_nor_pyplot(tmp_path: Path) -> None:
 @pytest.mark.parametrize("race", RACES)
 def test_pictures_are_written_for_every_race(race: str, tmp_path: Path) -> None:
     paths = write_pngs(RACES[race](), tmp_path)
-    assert [path.name for path in paths] == PICTURES
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(PICTURES)
+    pictures = [
+        name if race != "pretrained" else name.replace("training_curves", "quality_vs_length") for name in PICTURES
+    ]
+    assert [path.name for path in paths] == pictures
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(pictures)
     for path in paths:
         with Image.open(path) as image:
             assert image.format == "PNG"
             pixels = np.asarray(image.convert("RGB"))
-        assert pixels.shape[1] == (1280 if path.name == "quality_vs_cost.png" else 1600)
+        assert pixels.shape[1] == (1280 if path.name.startswith("quality") else 1600)
         assert (pixels == 255).all(-1).mean() < 0.999
     coloured = np.ptp(pixels.astype(int), axis=-1) > 60
     assert coloured.any() == (race not in ("all_failed", "empty"))

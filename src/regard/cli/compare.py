@@ -20,6 +20,7 @@ EXAMPLES = """
   regard compare text --mechanisms lightning,softmax --lengths 512,1024,4096
   regard compare text --resume
   regard compare text --import my_mechanism.py
+  regard compare text --model models/llama --data book.txt --lengths 1024,4096 --budgets 128,512
 """
 
 
@@ -44,11 +45,19 @@ def run(
     resume: bool = False,
     dry_run: bool = False,
     import_: str | None = None,
+    model: str | None = None,
+    budgets: str | None = None,
+    passages: int | None = None,
+    scored: int | None = None,
 ) -> int:
     """Race mechanisms on your own data: a ranked table, a Pareto front, a recommendation and a report.
 
     Every mechanism gets the same host network, number of parameters, data order, steps and seeds, and a process of its
     own. Results are written as they come; Ctrl-C keeps them.
+
+    With --model nothing is trained: attention inside a language model of Hugging Face transformers is replaced, by all
+    that needs no training, and raced on your text at several lengths and budgets of keys: perplexity, hidden numbers
+    found, attention mass recovered, time of the prompt and of each token, memory.
 
     Args:
         task: what to learn: the next byte of text (default), the class of images, or how a multivariate series goes on.
@@ -75,6 +84,11 @@ def run(
             they were. Where there is none, a new race starts.
         dry_run: show the plan (mechanisms, parameters, estimated minutes) and stop.
         import_: a module, or a Python file, that registers mechanisms of its own.
+        model: a folder in the layout of transformers, or a name on its hub; mechanisms are then sdpa (the model's own),
+            softmax, hip, recycled, streaming_llm, h2o and landmark, and lengths are those of prompts.
+        budgets: with --model, keys that a mechanism may attend to at once, separated by commas (default 64,256).
+        passages: with --model, stretches of the text that are read (default 2).
+        scored: with --model, tokens after each prompt that are decoded and scored (default 64).
     """
     import time
 
@@ -97,7 +111,24 @@ def run(
         "time_limit_s": None if time_limit is None else 60 * time_limit,
         "imports": import_,
     }
+    inside = {"model": model, "budgets": budgets, "passages": passages, "scored": scored}
+    if model is not None or (resume and _is_of_a_model(out, task)):
+        from regard.cli.compare_model import run_inside
+
+        return run_inside({**given, **inside}, out=out, resume=resume, dry_run=dry_run)
+    if unused := [f"--{name}" for name, value in inside.items() if value is not None]:
+        raise UserError(f"{unused[0]} belongs to a race inside a trained model: name one with --model")
     return _compare(given, out=out, resume=resume, dry_run=dry_run, begin=begin)
+
+
+def _is_of_a_model(out: str | None, task: str | None) -> bool:
+    """Whether the race that `--resume` means without --model is one inside a trained model."""
+    from regard.compare.folder import find_earlier, read_results
+
+    if task not in (None, "text"):
+        return False
+    earlier = find_earlier(out, None)
+    return earlier is not None and read_results(earlier).get("task") == "pretrained"
 
 
 def _compare(given: dict[str, Any], *, out: str | None, resume: bool, dry_run: bool, begin: float) -> int:

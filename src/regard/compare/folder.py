@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -162,8 +162,12 @@ class RunFolder:
         with writing(self.path):
             return {name: Part.read(self.child(settings, name)) for name in settings.mechanisms}
 
-    def write_results(self, results: Mapping[str, Any]) -> None:
+    def write_results(self, results: Mapping[str, Any], as_table: Callable[[Mapping[str, Any]], str] = as_csv) -> None:
         """Write `results.json` and `results.csv`.
+
+        Args:
+            results: of the race.
+            as_table: makes the table of them.
 
         Raises:
             UserError: the disk is full.
@@ -171,7 +175,7 @@ class RunFolder:
         with writing(self.path):
             text = json.dumps(results, indent=1, allow_nan=False)
             write_atomically(self.path / RESULTS, text + "\n")
-            write_atomically(self.path / TABLE, as_csv(results))
+            write_atomically(self.path / TABLE, as_table(results))
 
     def write_report(self, results: Mapping[str, Any]) -> Path:
         """Write `report.html` and the plots; returns the page.

@@ -44,7 +44,18 @@ def table(results: Mapping[str, Any], *, width: int) -> Table:
         width: columns of the terminal.
     """
     rows = sorted((row for row in results["rows"] if row["status"] == "ok"), key=lambda row: row["rank"])
-    chosen = _columns(results, rows)
+    return drawn_table(_columns(results, rows), rows, width=width)
+
+
+def drawn_table(columns: Sequence[Column], rows: Sequence[Row], *, width: int) -> Table:
+    """A table of as many columns as fit.
+
+    Args:
+        columns: all of them; the second is the name.
+        rows: from top to bottom.
+        width: columns of the terminal.
+    """
+    chosen = list(columns)
     while sum(column.width(rows) + PADDING for column in chosen) > width:
         least = max(chosen, key=lambda column: column.dispensable)
         if not least.dispensable:

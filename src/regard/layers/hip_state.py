@@ -115,12 +115,14 @@ def empty_hip_state(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
+    value_dim: int | None = None,
     max_len: int | None,
     like: Tensor,
 ) -> HiPState:
     """A state without tokens; arguments as for `empty_cache`, `num_heads` those of the queries."""
+    width = head_dim if value_dim is None else value_dim
     cache = empty_cache(
-        batch, num_kv_heads=num_kv_heads, head_dim=head_dim, value_dim=head_dim, max_len=max_len, like=like
+        batch, num_kv_heads=num_kv_heads, head_dim=head_dim, value_dim=width, max_len=max_len, like=like
     )
     position = cache.position.clone()
     return HiPState(

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from regard.report import png, units
 from regard.report.charts import Entry, entries
+from regard.report.inference import inference_charts
 from regard.report.learning import curve_chart, extrapolation_chart
 from regard.report.maps import SCRIPT as MAPS_SCRIPT
 from regard.report.maps import MapPanel, maps_data, maps_html
@@ -40,7 +41,7 @@ def render(results: Mapping[str, Any]) -> str:
         _recommendation(race, styled),
         _ranking(race, styled, words),
         *_chart_sections(race, styled, words),
-        _maps(race, panels),
+        *([_maps(race, panels)] if task_words(race.task).learns else []),
         _method(race),
     ]
     drawn = any(panel.map for panel in panels)
@@ -137,10 +138,13 @@ def _chart_sections(race: Results, styled: Sequence[Entry], words: QualityWords)
         Section("cost", "Growth with length", "Growth", charts=cost_charts(race, styled)),
         Section("decoding", "Decoding", "Decoding", _why_no_decoding(race), charts=decode_charts(race, styled)),
     ]
-    learning = [curve_chart(race, styled)]
-    if task.extrapolates or any(row.extrapolation for row in race.rows):
-        learning.append(extrapolation_chart(styled, words))
-    sections.append(Section("learning", "Learning", "Learning", charts=learning))
+    if task.learns:
+        learning = [curve_chart(race, styled)]
+        if task.extrapolates or any(row.extrapolation for row in race.rows):
+            learning.append(extrapolation_chart(styled, words))
+        sections.append(Section("learning", "Learning", "Learning", charts=learning))
+    else:
+        sections.insert(1, Section("quality", "Quality by length", "Quality", charts=inference_charts(styled)))
     if not task.decodes and not any(row.decode for row in race.rows):
         sections = [section for section in sections if section.id != "decoding"]
     return sections
@@ -167,13 +171,16 @@ def _maps(race: Results, panels: Sequence[MapPanel]) -> Section:
 
 def _method(race: Results) -> Section:
     yardstick = units.shorten(race.yardstick) or "the yardstick"
+    words = task_words(race.task)
     notes = [
-        "Every mechanism sits in the same network with the same parameter budget, data order, steps and seeds.",
+        *words.method,
         f"Each runs in a process of its own. Its timings alternate with {yardstick} in that process, and rows are "
-        "compared by the ratio, which a busy machine changes less than it changes seconds.",
+        "compared by the ratio, which a busy machine changes less than it changes seconds."
+        if words.learns
+        else "Rows are compared by the ratio of times, which a busy machine changes less than it changes seconds.",
         "Exponents are slopes fitted to the logarithms of time or memory and length: 1 is linear, 2 is quadratic.",
         "A MAC is one multiply-accumulate in a matrix product or convolution; parameters are counted, not estimated.",
-        *task_words(race.task).notes,
+        *words.notes,
     ]
     groups = [("Settings", _facts(race.settings)), ("Data", _facts(race.data)), ("Machine", _facts(race.machine))]
     body = fragment("method.html", notes=notes, command=race.command, groups=groups)

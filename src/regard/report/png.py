@@ -22,13 +22,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
 
 from regard.files import write_atomically
-from regard.report import axes, learning, scaling, units
+from regard.report import axes, inference, learning, scaling, units
 from regard.report.axes import Axis
 from regard.report.charts import Entry, Line, entries, xs, ys
 from regard.report.palette import LIGHT, THEMES, Style
 from regard.report.results import Results
 from regard.report.tradeoff import Frame, tradeoff
-from regard.report.wording import QualityWords
+from regard.report.wording import QualityWords, task_words
 
 _DPI = 160
 _COLOURS = THEMES["light"]
@@ -96,7 +96,8 @@ def write_all(race: Results, folder: Path) -> list[Path]:
     words = QualityWords(race.metric, race.lower_is_better)
     trade = Panel("Quality against cost", lambda ax: _trade(ax, race, styled, words, Frame(490, 275, 5.6, 12, 8)))
     small = Panel("Quality against cost", lambda ax: _trade(ax, race, styled, words, Frame(315, 220, 5.6, 12, 8)))
-    time = Panel("Forward time against length", lambda ax: _time(ax, styled))
+    task = task_words(race.task)
+    time = Panel(f"{task.forward.capitalize()} against length", lambda ax: _time(ax, styled, task.forward))
     memory = Panel("Peak memory against length", lambda ax: _memory(ax, race, styled))
     validation = Panel("Validation", lambda ax: _curves(ax, race, styled, "validation"))
     training = Panel("Training", lambda ax: _curves(ax, race, styled, "train"))
@@ -105,9 +106,13 @@ def write_all(race: Results, folder: Path) -> list[Path]:
     pictures: list[tuple[str, list[Panel], tuple[float, float]]] = [
         ("quality_vs_cost.png", [trade], (8.0, 4.8)),
         ("cost_vs_length.png", [time, memory], (10.0, 4.3)),
-        ("training_curves.png", [validation, training], (10.0, 4.3)),
-        ("overview.png", [small, time, validation, last], (10.0, 8.2)),
     ]
+    if task.learns:
+        pictures += [("training_curves.png", [validation, training], (10.0, 4.3))]
+    else:
+        validation = Panel("Perplexity against length", lambda ax: _perplexity(ax, styled))
+        pictures += [("quality_vs_length.png", [validation], (8.0, 4.8))]
+    pictures += [("overview.png", [small, time, validation, last], (10.0, 8.2))]
     written = []
     with matplotlib.rc_context(_STYLE):
         for name, panels, size in pictures:
@@ -251,11 +256,19 @@ def _name_spot(ax: Axes, name: str, at: tuple[float, float], place: str, colour:
     )
 
 
-def _time(ax: Axes, styled: Sequence[Entry]) -> list[Entry]:
+def _time(ax: Axes, styled: Sequence[Entry], what: str) -> list[Entry]:
     lines = scaling.time_lines(styled)
     if not lines:
-        return _empty(ax, "no forward time was measured")
-    _scale(ax, axes.at_values("tokens", xs(lines)), axes.logarithmic("forward time", ys(lines), units.seconds))
+        return _empty(ax, f"no {what} was measured")
+    _scale(ax, axes.at_values("tokens", xs(lines)), axes.logarithmic(what, ys(lines), units.seconds))
+    return _plot(ax, lines)
+
+
+def _perplexity(ax: Axes, styled: Sequence[Entry]) -> list[Entry]:
+    lines = inference.perplexity_lines(styled)
+    if not lines:
+        return _empty(ax, "no perplexity was measured")
+    _scale(ax, *inference.perplexity_axes(lines))
     return _plot(ax, lines)
 
 

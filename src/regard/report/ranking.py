@@ -50,6 +50,7 @@ def columns(results: Results, words: QualityWords) -> list[TableColumn]:
     """Return the columns that the race has figures for, in their order."""
     found = [
         *_quality_columns(results, words),
+        *_inference_columns(results),
         *_speed_columns(results),
         *_decoding_columns(results),
         *_size_columns(results),
@@ -81,6 +82,26 @@ def _quality_columns(results: Results, words: QualityWords) -> list[TableColumn]
     return found
 
 
+def _inference_columns(results: Results) -> list[TableColumn]:
+    def last(part: str) -> Callable[[Row], float | None]:
+        return lambda row: getattr(row.inference, part)[-1] if row.inference else None
+
+    def column(part: str, title: str, explained: str, *, signed: bool = False) -> TableColumn:
+        value = last(part)
+        best: Literal["lower", "higher"] = "lower" if part == "excess" else "higher"
+
+        def figure(row: Row) -> Figure:
+            return value(row), units.percent(value(row), signed=signed)
+
+        return TableColumn("after the longest prompt", title, explained, figure, best)
+
+    return [
+        column("excess", "against full", "perplexity relative to full attention's; lower is better", signed=True),
+        column("needle", "hidden found", "share of the hidden numbers' tokens that are found; higher is better"),
+        column("mass", "mass", "share of full attention's mass on the keys attended to; higher is better"),
+    ]
+
+
 def _speed_columns(results: Results) -> list[TableColumn]:
     processed = f"{task_words(results.task).token}s"
     than = f"relative to {units.shorten(results.yardstick)}"
@@ -96,6 +117,8 @@ def _speed_columns(results: Results) -> list[TableColumn]:
         value = row.cost.time_exponent if row.cost else None
         return value, units.plain(value)
 
+    time = task_words(results.task).forward
+    group = "forward pass" if task_words(results.task).learns else time
     return [
         TableColumn(
             "training",
@@ -112,15 +135,13 @@ def _speed_columns(results: Results) -> list[TableColumn]:
             "lower",
         ),
         TableColumn(
-            "forward pass",
+            group,
             f"at {units.whole(longest)}",
-            f"forward time at {units.whole(longest)} tokens, {than}; lower is better",
+            f"{time} at {units.whole(longest)} tokens, {than}; lower is better",
             forward,
             "lower",
         ),
-        TableColumn(
-            "forward pass", "exponent", "fitted power of the length in the forward time: 1 is linear", time_exponent
-        ),
+        TableColumn(group, "exponent", f"fitted power of the length in the {time}: 1 is linear", time_exponent),
     ]
 
 

@@ -80,6 +80,17 @@ class Decode:
 
 
 @dataclass(frozen=True)
+class Inference:
+    """Attention replaced in a trained model, by length of the prompt; every column is as long as `lengths`."""
+
+    lengths: tuple[float, ...]
+    perplexity: Column
+    excess: Column
+    needle: Column
+    mass: Column
+
+
+@dataclass(frozen=True)
 class AttentionMap:
     """A map per head (queries by keys) with one label per token."""
 
@@ -114,6 +125,7 @@ class Row:
     decode_why: str
     map: AttentionMap | None
     map_why: str
+    inference: Inference | None = None
 
     @property
     def ok(self) -> bool:
@@ -243,6 +255,7 @@ def _row(row: Mapping[str, Any]) -> Row:
         decode_why=clean(row.get("decode_why")),
         map=_map(row.get("map")),
         map_why=clean(row.get("map_why")),
+        inference=_inference(row.get("inference")),
     )
 
 
@@ -311,6 +324,13 @@ def _decode(value: object) -> Decode | None:
         ratio=_column(value.get("ratio"), len(positions)),
         state_bytes=_column(value.get("state_bytes"), len(positions)),
     )
+
+
+def _inference(value: object) -> Inference | None:
+    if not isinstance(value, Mapping) or (lengths := _axis(value.get("lengths"))) is None:
+        return None
+    columns = (_column(value.get(name), len(lengths)) for name in ("perplexity", "excess", "needle", "mass"))
+    return Inference(lengths, *columns)
 
 
 def _map(value: object) -> AttentionMap | None:

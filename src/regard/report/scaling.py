@@ -9,6 +9,7 @@ from regard.report.charts import Entry, Line, Points, keys, nothing, numbers, tr
 from regard.report.page import Chart, View
 from regard.report.results import Column, Results
 from regard.report.units import Formatter
+from regard.report.wording import task_words
 
 
 def exponent(value: float | None) -> str:
@@ -126,25 +127,28 @@ def cost_charts(results: Results, styled: Sequence[Entry]) -> list[Chart]:
     yardstick = units.shorten(results.yardstick) or "the yardstick"
     relative = f"relative to {yardstick}"
     time, memory = time_lines(styled), memory_lines(results, styled)
+    words = task_words(results.task)
+    what, title = words.forward, f"{words.forward.capitalize()} against length"
     charts: list[Chart] = []
     if time or time_lines(styled, relative=True):
         views: list[tuple[str, str, list[Line], Formatter]] = [
-            ("time", "forward time", time, units.seconds),
-            (f"÷ {yardstick}", f"forward time, {relative}", time_lines(styled, relative=True), units.ratio),
+            ("time", what, time, units.seconds),
+            (f"÷ {yardstick}", f"{what}, {relative}", time_lines(styled, relative=True), units.ratio),
         ]
         caption = (
             "A straight line is a power of the length; the legend gives the fitted exponent. Timings alternate with "
             f"{yardstick}, so the ratio is what to compare between rows."
         )
-        charts.append(_chart("time", "Forward time against length", caption, "tokens", views, "exponent"))
+        charts.append(_chart("time", title, caption, "tokens", views, "exponent"))
     else:
-        charts.append(nothing("time", "Forward time against length", "no forward time was measured"))
+        charts.append(nothing("time", title, f"no {what} was measured"))
     if memory:
         views = [
             ("memory", "peak memory", memory, units.size),
             (f"÷ {yardstick}", f"peak memory, {relative}", memory_lines(results, styled, relative=True), units.ratio),
         ]
-        caption = "Peak memory of one forward pass beyond inputs and parameters; the legend gives the fitted exponent."
+        of = "one forward pass beyond inputs" if words.learns else "reading a prompt beyond the model's inputs"
+        caption = f"Peak memory of {of} and parameters; the legend gives the fitted exponent."
         charts.append(_chart("memory", "Peak memory against length", caption, "tokens", views, "exponent"))
     else:
         charts.append(nothing("memory", "Peak memory against length", "no peak memory was measured"))

@@ -13,7 +13,7 @@ from regard.report.charts import Entry, Line, Points, compact, nothing, trace
 from regard.report.page import Chart, Key, Table, View
 from regard.report.palette import themed
 from regard.report.results import Results
-from regard.report.wording import QualityWords, listed
+from regard.report.wording import QualityWords, listed, task_words
 
 MOST_LABELLED = 14
 Box = tuple[float, float, float, float]
@@ -91,7 +91,8 @@ def tradeoff(
     if not spots:
         return None
     length = max(spot.length for spot in spots)
-    title = f"forward time at {units.whole(length)} tokens, relative to {units.shorten(results.yardstick)}"
+    what = task_words(results.task).forward
+    title = f"{what} at {units.whole(length)} tokens, relative to {units.shorten(results.yardstick)}"
     x = axes.logarithmic(title, [spot.cost for spot in spots], units.ratio, room=0.09)
     ends = [spot.quality + sign * (spot.spread or 0.0) for spot in spots for sign in (-1, 1)]
     y = axes.linear(words.axis, ends, words.tick, room=0.12)
@@ -110,6 +111,7 @@ def pareto(results: Results, styled: Sequence[Entry], words: QualityWords) -> Ch
     data = _front(found.front)
     for spot, place in zip(spots, found.labels, strict=True):
         data.append(_point(spot, place, words, hollow=spot.length < longest))
+    what = task_words(results.task).forward
     on_front = [spot.entry.row.name for spot in spots if spot.entry.row.pareto]
     summary = f"On the Pareto front: {listed(on_front)}." if on_front else "No mechanism is on the Pareto front."
     row = [
@@ -120,10 +122,10 @@ def pareto(results: Results, styled: Sequence[Entry], words: QualityWords) -> Ch
         "pareto",
         title,
         _caption(spots, words, bool(on_front)),
-        f"Scatter plot of {words.name} against relative forward time, mechanisms: {len(spots)}. {summary}",
+        f"Scatter plot of {words.name} against relative {what}, mechanisms: {len(spots)}. {summary}",
         [View("", data, axes.layout(found.x, found.y, 440))],
         [Key(s.entry.group, s.entry.row.name, "Pareto" if s.entry.row.pareto else "", s.entry.style) for s in spots],
-        Table(["mechanism", words.name, "forward time", "at tokens"], row),
+        Table(["mechanism", words.name, what, "at tokens"], row),
         wide=True,
     )
 

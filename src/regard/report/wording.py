@@ -21,6 +21,9 @@ class TaskWords:
         sample_apart: whether the sample's labels stand apart, and are no text.
         decodes: whether mechanisms may decode.
         extrapolates: whether quality is measured beyond the training length.
+        learns: whether anything is trained.
+        forward: what the time that grows with the length is.
+        method: sentences on how it was measured, in place of those on training.
         notes: sentences on how it was measured.
     """
 
@@ -32,6 +35,11 @@ class TaskWords:
     sample_apart: bool = False
     decodes: bool = True
     extrapolates: bool = True
+    learns: bool = True
+    forward: str = "forward time"
+    method: tuple[str, ...] = (
+        "Every mechanism sits in the same network with the same parameter budget, data order, steps and seeds.",
+    )
     notes: tuple[str, ...] = ()
 
     @property
@@ -64,6 +72,23 @@ _TASKS = {
             "The mse is the mean squared error over all channels and all time steps that are forecast, of values "
             "standardised by the mean and the standard deviation of the training part.",
             "As many time steps are forecast as are read; a token is a time step with all its channels.",
+        ),
+    ),
+    "pretrained": TaskWords(
+        title="text, inside a trained model",
+        metric="perplexity",
+        extrapolates=False,
+        learns=False,
+        forward="prompt time",
+        method=(
+            "Nothing is trained: the model's own weights are used, and only its attention is replaced.",
+            "Every contestant reads the same prompts and decodes the same tokens after them, one by one, taking turns "
+            "with the model's own attention in one process; the quality is the perplexity of these tokens after the "
+            "longest prompt.",
+            "A budget is the number of keys that a decoded token may attend to. Recycled attention and H2O read their "
+            "prompt in full, and recycled attention sees all keys at every 16th token.",
+            "The mass is what full attention's weights, by the model's own queries and keys, give to the keys attended "
+            "to.",
         ),
     ),
 }
