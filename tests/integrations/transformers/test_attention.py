@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import DECODERS, ENCODERS, continued, decoder, encoder, prompt
+from transformers import MambaConfig, MambaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from regard.integrations.transformers import new_cache, register
 from regard.mixers.sequence.streaming_llm import StreamingLLMAttention
@@ -194,6 +195,16 @@ def test_what_cannot_be_kept_is_refused() -> None:
     trained = decoder("llama", "regard_hip", attention_dropout=0.1).train()
     with pytest.raises(ValueError, match=r"regard_hip has no dropout of weights, got 0.1"):
         trained(**prompt([5], side="right"))
+
+
+def test_models_whose_layers_are_of_another_kind_have_no_cache_here() -> None:
+    sizes = {"vocab_size": 61, "hidden_size": 16, "num_hidden_layers": 1}
+    with pytest.raises(ValueError, match="MambaForCausalLM has layers of other kinds, linear_attention"):
+        new_cache(MambaForCausalLM(MambaConfig(**sizes)), "hip")
+    with pytest.raises(ValueError, match="T5ForConditionalGeneration has an encoder beside its decoder"):
+        new_cache(T5ForConditionalGeneration(T5Config(vocab_size=61, d_model=16, d_ff=16, num_layers=1)), "hip")
+    with pytest.raises(ValueError, match="a cache needs a model of transformers, got Linear"):
+        new_cache(torch.nn.Linear(2, 2), "hip")
 
 
 def test_packed_sequences_are_refused_or_kept() -> None:

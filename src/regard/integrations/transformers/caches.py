@@ -157,6 +157,8 @@ def cache_of(model: nn.Module, name: str, make: Callable[[Any, int], Advance]) -
     config: Any = getattr(model, "config", None)
     if config is None or not hasattr(config, "get_text_config"):
         raise ValueError(f"a cache needs a model of transformers, got {type(model).__name__}")
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{type(model).__name__} has an encoder beside its decoder: caches here are a decoder's alone")
     text = config.get_text_config(decoder=True)
     others = sorted(set(getattr(text, "layer_types", None) or []) - {"full_attention"})
     if others:
