@@ -3,7 +3,8 @@
 What is chosen is data, one choice for every block of queries and every head. A query sees the keys of its block's
 choice that lie before its window, the window itself (`window` keys, its own the last), and the first `sinks` keys;
 a key that is there twice counts once. The fast path gathers the keys of a block of queries once and attends to them
-in one fused product, so that time and memory are linear in the number of queries. On CUDA the kernels of
+in one fused product, so that time and memory are linear in the number of queries; without gradients on a CPU
+`regard.ops.block_sparse_inner` reads most windows where they are. On CUDA the kernels of
 `regard.ops.triton.block_sparse` read the keys where they are, where they can take the inputs.
 """
 
@@ -124,23 +125,19 @@ def block_sparse_attention(
     _check(q, k, v, choice)
     if _in_kernels(q, k, v, backend):
         return _run_kernels(q, k, v, choice, reach, first)
-    at_once = _blocks_at_once(k, v, choice, reach)
-    dtype = product_dtype(q)
-    missing = blocks * choice.block_q - q.shape[2]
-    by_block = pad(q, (0, 0, 0, missing)).to(dtype).unflatten(2, (blocks, choice.block_q))
-    sources = tuple(x.reshape(-1, x.shape[-1]) for x in (k, v))
-    parts = []
-    for start in range(0, blocks, at_once):
-        stop = min(start + at_once, blocks)
-        columns = _Columns(choice.of_blocks(start, stop), reach, first=first + start * choice.block_q, keys=k.shape[2])
-        rows = columns.rows_of(k).flatten()
-        kept = tuple(x.index_select(0, rows).to(dtype).unflatten(0, (-1, 1, columns.count)) for x in sources)
-        own = by_block[:, :, start:stop].reshape(-1, 1, choice.block_q, q.shape[-1])
-        visible = columns.visible().flatten(0, 2)[:, None]
-        mixed = scaled_dot_product_attention(own, kept[0], kept[1], attn_mask=visible)
-        parts.append(mixed.view(*q.shape[:2], (stop - start) * choice.block_q, v.shape[-1]))
-    mixed = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-    return mixed[:, :, : q.shape[2]].to(q.dtype)
+    from regard.ops.block_sparse_inner import attend_inner_blocks, inner_blocks
+
+    inner = inner_blocks(q, k, v, choice, reach, first=first)
+    if inner is None:
+        return _gathered(q, k, v, choice, reach, first).to(q.dtype)
+    place, inside = inner
+    mixed = q.new_empty(*q.shape[:3], v.shape[-1])
+    attend_inner_blocks(q, k, v, choice, reach, place=place, blocks=inside, mixed=mixed)
+    for start, stop in ((0, inside.start), (inside.stop, blocks)):
+        if start < stop:
+            rows, outer = slice(start * choice.block_q, stop * choice.block_q), choice.of_blocks(start, stop)
+            mixed[:, :, rows] = _gathered(q[:, :, rows], k, v, outer, reach, first + rows.start)
+    return mixed
 
 
 def block_sparse_macs(*, blocks: int, block_q: int, chosen: int, reach: Reach, head_dim: int, value_dim: int) -> int:
@@ -156,6 +153,27 @@ def block_sparse_macs(*, blocks: int, block_q: int, chosen: int, reach: Reach, h
     """
     columns = chosen + reach.window + block_q - 1 + reach.sinks
     return blocks * block_q * columns * (head_dim + value_dim)
+
+
+def _gathered(q: Tensor, k: Tensor, v: Tensor, choice: BlockChoice, reach: Reach, first: Tensor) -> Tensor:
+    """Every block's keys side by side, some blocks at a time, under a mask; in the type of the products."""
+    blocks, at_once = choice.starts.shape[2], _blocks_at_once(k, v, choice, reach)
+    dtype = product_dtype(q)
+    missing = blocks * choice.block_q - q.shape[2]
+    by_block = pad(q, (0, 0, 0, missing)).to(dtype).unflatten(2, (blocks, choice.block_q))
+    sources = tuple(x.reshape(-1, x.shape[-1]) for x in (k, v))
+    parts = []
+    for start in range(0, blocks, at_once):
+        stop = min(start + at_once, blocks)
+        columns = _Columns(choice.of_blocks(start, stop), reach, first=first + start * choice.block_q, keys=k.shape[2])
+        rows = columns.rows_of(k).flatten()
+        kept = tuple(x.index_select(0, rows).to(dtype).unflatten(0, (-1, 1, columns.count)) for x in sources)
+        own = by_block[:, :, start:stop].reshape(-1, 1, choice.block_q, q.shape[-1])
+        visible = columns.visible().flatten(0, 2)[:, None]
+        mixed = scaled_dot_product_attention(own, kept[0], kept[1], attn_mask=visible)
+        parts.append(mixed.view(*q.shape[:2], (stop - start) * choice.block_q, v.shape[-1]))
+    mixed = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    return mixed[:, :, : q.shape[2]]
 
 
 class _Columns:
