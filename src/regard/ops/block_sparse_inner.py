@@ -3,9 +3,8 @@
 For such inner blocks the whole choice is seen by every query of the block, so that a mask is needed at the two ends of
 the window alone; a key of the window that is chosen too, or a sink, counts where it was chosen. The window's keys are
 read where they are, as overlapping views of the keys; only sinks and choice are gathered. Scores stand in a workspace
-that stays in the processor's cache, keys down and queries across: matrix products were measured to be faster that way
-round, and what is masked is whole rows. The blocks at the ends of a sequence, and all else, are for the general form
-in `regard.ops.block_sparse`.
+that is used again for every few blocks, keys down and queries across, so that what is masked is whole rows. The blocks
+at the ends of a sequence, and all else, are for the general form in `regard.ops.block_sparse`.
 """
 
 from __future__ import annotations
@@ -39,6 +38,9 @@ def inner_blocks(
     Arguments as for `regard.ops.block_sparse.block_sparse_attention`.
     """
     if q.device.type != "cpu" or torch.compiler.is_compiling() or not 1 < choice.block_q <= reach.window:
+        return None
+    if not choice.starts.shape[-1] + reach.sinks:
+        # a window alone: there is nothing to gather
         return None
     if not len(first) or (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))):
         return None

@@ -225,26 +225,21 @@ def _explicit(q: Tensor, k: Tensor, v: Tensor, keys: _Keys, bias: Tensor | None,
         scores = scores.masked_fill(~see_something(visible), -torch.inf)
     kinds = keys.kinds(seen, dtype)
     marked = kinds.shape[2]
-    weights, others = scores.softmax(dim=-1).split((marked, seen - marked), dim=3)
-    weights = _reweighted(weights, kinds, keys.follow_image(low, high), rule)
-    mixed = _weighted_sum(weights.view(batch, k.shape[1], -1, marked).to(product), v[:, :, :marked])
-    if marked < seen:
-        others = others.reshape(batch, k.shape[1], -1, seen - marked).to(product)
-        mixed = mixed + _weighted_sum(others, v[:, :, marked:seen])
+    weights = scores.softmax(dim=-1)
+    changed = _reweighted(weights[..., :marked], kinds, keys.follow_image(low, high), rule)
+    if weights.requires_grad:
+        weights = torch.cat((changed, weights[..., marked:]), dim=3)
+    else:
+        weights[..., :marked] = changed
+    mixed = _weighted_sum(weights.view(batch, k.shape[1], -1, seen).to(product), v[:, :, :seen])
     return mixed.view(batch, heads, rows, v.shape[3]).to(q.dtype)
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
-    if k.dtype == q.dtype:
-        return _products(q, k)
-    return torch.cat([_products(q, part.to(q.dtype)) for part in k.split(_converted_keys(k), dim=2)], dim=3)
-
-
-def _products(q: Tensor, k: Tensor) -> Tensor:
-    if q.shape[2] == 1:
-        # for a single row the keys are the matrix: measured to take two thirds of the time of the transposed product
-        return (k @ q.transpose(2, 3)).transpose(2, 3)
-    return q @ k.transpose(2, 3)
+    if k.dtype != q.dtype:
+        return torch.cat([q @ part.to(q.dtype).transpose(2, 3) for part in k.split(_converted_keys(k), dim=2)], dim=3)
+    # for a single row the keys are the matrix: with 8 heads of 64 the step was measured to be 2 to 6 % faster
+    return (k @ q.transpose(2, 3)).transpose(2, 3) if q.shape[2] == 1 else q @ k.transpose(2, 3)
 
 
 def _weighted_sum(weights: Tensor, v: Tensor) -> Tensor:
