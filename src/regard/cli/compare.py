@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from regard.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from rich.table import Table
 
     from regard.cli.console import Console
     from regard.compare.settings import Settings
@@ -232,9 +235,25 @@ def _race(
 
 
 def _show(results: dict[str, Any], folder: Path, console: Console) -> int:
-    """Print the outcome; the status is 0 if any mechanism went through the race."""
+    from regard.compare.summary import legend, table
+
+    return show_outcome(results, folder, console, table=table, legend=legend)
+
+
+def show_outcome(
+    results: dict[str, Any], folder: Path, console: Console, *, table: Callable[..., Table], legend: Callable[..., str]
+) -> int:
+    """Print the outcome; the status is 0 if any row went through the race.
+
+    Args:
+        results: the content of `results.json`.
+        folder: of the race.
+        console: where to.
+        table: draws the finished rows.
+        legend: says what its columns mean.
+    """
     from regard.compare.race import paths_of
-    from regard.compare.summary import advice, legend, remarks, table
+    from regard.compare.summary import advice, remarks
     from regard.wording import shown
 
     ok = any(row["status"] == "ok" for row in results["rows"])

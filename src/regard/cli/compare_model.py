@@ -166,25 +166,10 @@ def _race(
 
 
 def _show(results: dict[str, Any], folder: Path, console: Console) -> int:
+    from regard.cli.compare import show_outcome
     from regard.compare.pretrained.summary import legend, table
-    from regard.compare.race import paths_of
-    from regard.compare.summary import advice, remarks
-    from regard.wording import shown
 
-    ok = any(row["status"] == "ok" for row in results["rows"])
-    if ok:
-        console.print(table(results, width=console.width))
-        console.print(legend(results), style="dim")
-    for line in remarks(results):
-        console.print(line)
-    if ok:
-        console.print()
-        for line in advice(results):
-            console.print(line)
-    console.print()
-    for path in paths_of(folder):
-        console.print(shown(path, 1000), soft_wrap=True)
-    return 0 if ok else 1
+    return show_outcome(results, folder, console, table=table, legend=legend)
 
 
 def _show_contestants(settings: PretrainedSettings, found: Pretrained, console: Console) -> int:

@@ -203,7 +203,7 @@ def as_csv(results: Mapping[str, Any]) -> str:
     writer.writeheader()
     at = longest(results["rows"])
     for row in results["rows"]:
-        writer.writerow({key: _cell(value) for key, value in _flat(row, at).items()})
+        writer.writerow({key: cell(value) for key, value in _flat(row, at).items()})
     return stream.getvalue()
 
 
@@ -234,6 +234,6 @@ def _flat(row: Mapping[str, Any], at: int | None) -> dict[str, Any]:
     return flat
 
 
-def _cell(value: Any) -> Any:
-    """A spreadsheet must not take a text for a formula."""
+def cell(value: Any) -> Any:
+    """A value that a spreadsheet does not take for a formula."""
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value

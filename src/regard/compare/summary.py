@@ -89,11 +89,11 @@ def _columns(results: Mapping[str, Any], rows: Sequence[Row]) -> list[Column]:
     columns += [
         Column(f"train\n{task.rate}", lambda row: _thousands(row["training"]["tokens_per_s"]), 3),
         Column("train\nstep x", lambda row: _plain(row["training"]["ratio"], ".2f"), 5),
-        Column(f"forward x\nat {at:,}" if at else "forward\nx", lambda row: _ratio(cost_ratio(row, at))),
+        Column(f"forward x\nat {at:,}" if at else "forward\nx", lambda row: ratio_or_dash(cost_ratio(row, at))),
         Column("time\n~ n^", lambda row: _plain(row["cost"]["time_exponent"], ".2f"), 2),
     ]
     if any(row["decode"] for row in rows):
-        columns.append(Column("decode\nx", lambda row: _ratio(_last(row, "ratio"))))
+        columns.append(Column("decode\nx", lambda row: ratio_or_dash(_last(row, "ratio"))))
         columns.append(Column("\nstate", _state, 1))
     columns.append(Column("\nparams", lambda row: f"{row['params']:,}", 4))
     return columns
@@ -103,7 +103,8 @@ def _plain(value: float | None, number: str) -> str:
     return MISSING if value is None else f"{value:{number}}"
 
 
-def _ratio(value: float | None) -> str:
+def ratio_or_dash(value: float | None) -> str:
+    """A ratio in words; a dash where there is none."""
     return MISSING if value is None else ratio_in_words(value)
 
 

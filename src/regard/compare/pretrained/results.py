@@ -11,7 +11,7 @@ from typing import Any
 from regard._version import VERSION
 from regard.compare.pretrained.settings import TASK, YARDSTICK, PretrainedSettings
 from regard.compare.rank import cost_ratio, finished, longest, rank
-from regard.compare.results import SCHEMA, machine
+from regard.compare.results import SCHEMA, cell, machine
 from regard.wording import bytes_in_words, ratio_in_words
 
 Row = Mapping[str, Any]
@@ -191,7 +191,7 @@ def as_csv(results: Mapping[str, Any]) -> str:
         base = {key: row.get(key) for key in ("rank", "name", "mechanism", "budget", "status", "why", "pareto")}
         inference = row.get("inference")
         if inference is None:
-            writer.writerow({**base, "why": _harmless(row.get("why", ""))})
+            writer.writerow({**base, "why": cell(row.get("why", ""))})
             continue
         cost, decode = row["cost"], row["decode"]
         columns = {
@@ -207,8 +207,3 @@ def as_csv(results: Mapping[str, Any]) -> str:
         for place in range(len(inference["lengths"])):
             writer.writerow({**base, **{key: column and column[place] for key, column in columns.items()}})
     return stream.getvalue()
-
-
-def _harmless(text: str) -> str:
-    """A spreadsheet must not take a text for a formula."""
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text

@@ -8,8 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from regard.compare.rank import cost_ratio, longest
-from regard.compare.summary import MISSING, Column, drawn_table
-from regard.wording import bytes_in_words, ratio_in_words, shown
+from regard.compare.summary import MISSING, Column, drawn_table, ratio_or_dash
+from regard.wording import bytes_in_words, shown
 
 Row = Mapping[str, Any]
 
@@ -34,8 +34,8 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
         Column("against\nfull", lambda row: _last(row, "excess", "+.1%")),
         Column("hidden\nfound", lambda row: _last(row, "needle", ".0%")),
         Column("mass\nfound", lambda row: _last(row, "mass", ".1%"), 1),
-        Column("prompt\nx", lambda row: _ratio(cost_ratio(row, at))),
-        Column("token\nx", lambda row: _ratio(row["decode"]["ratio"][-1])),
+        Column("prompt\nx", lambda row: ratio_or_dash(cost_ratio(row, at))),
+        Column("token\nx", lambda row: ratio_or_dash(row["decode"]["ratio"][-1])),
         Column("\ncache", lambda row: bytes_in_words(row["decode"]["state_bytes"][-1])),
         Column("prompt\nmemory", lambda row: _size(row["cost"]["peak_bytes"][-1]), 2),
     ]
@@ -44,10 +44,6 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
 def _last(row: Row, key: str, number: str) -> str:
     column = row["inference"].get(key)
     return MISSING if not column or column[-1] is None else f"{column[-1]:{number}}"
-
-
-def _ratio(value: float | None) -> str:
-    return MISSING if value is None else ratio_in_words(value)
 
 
 def _size(value: float | None) -> str:
