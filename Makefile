@@ -23,12 +23,12 @@ $(BIN)/python:
 
 $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing regard into $(VENV): PyTorch is large, this takes a few minutes the first time"
-	$(PIP) -e '.[train]'
+	$(PIP) -e '.[train,medical]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing regard and its development tools into $(VENV): this takes a few minutes the first time"
-	$(PIP) -e '.[vision,train,dev]'
+	$(PIP) -e '.[vision,train,medical,dev]'
 	@touch $(VENV)/.core $@
 
 $(VENV)/.docs: $(VENV)/.core
@@ -36,7 +36,7 @@ $(VENV)/.docs: $(VENV)/.core
 	@touch $@
 
 $(VENV)/.peers: $(VENV)/.dev
-	$(PIP) -e '.[vision,train,peers]'
+	$(PIP) -e '.[vision,train,medical,peers]'
 	@touch $@
 
 install: $(VENV)/.core

@@ -48,6 +48,10 @@ FILES = (
     "urpe",
     "rcmha",
     "var",
+    "meningioma",
+    "braintumor",
+    "medusa",
+    "volumes",
 )
 TESTED = ("tests/ops", "tests/mixers", "tests/layers")
 

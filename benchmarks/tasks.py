@@ -14,7 +14,13 @@ from regard.tasks.networks import TASKS
 from regard.tasks.recipe import Recipe
 from regard.tasks.runs import Wishes, plan
 
-SYSTEMS = {"language": "transnormer", "translation": "palm", "classification": "ninformer"}
+SYSTEMS = {
+    "language": "transnormer",
+    "translation": "palm",
+    "classification": "ninformer",
+    "segmentation": "agunet",
+    "medical_classification": "medusa",
+}
 """By task; the others have Aaren's networks."""
 STEPS = 40
 LARGEST_SHARE = 10.0

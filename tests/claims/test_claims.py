@@ -13,6 +13,7 @@ CLAIMS = [registered for system in known_systems() for registered in claims_of(s
 GRADES = {
     "aaren": {"exact": 4, "ratio": 3, "scaled": 4, "out of reach": 1},
     "agent": {"exact": 3, "ratio": 2, "scaled": 2, "out of reach": 4},
+    "braintumor": {"exact": 5, "scaled": 3, "out of reach": 1},
     "biformer": {"exact": 5, "ratio": 2, "scaled": 2, "out of reach": 2},
     "davit": {"exact": 3, "ratio": 1, "scaled": 2, "out of reach": 3},
     "dependencyvit": {"exact": 3, "ratio": 2, "scaled": 4, "out of reach": 3},
@@ -24,6 +25,7 @@ GRADES = {
     "landmark": {"exact": 3, "ratio": 1, "scaled": 2, "out of reach": 2},
     "lightning": {"exact": 2, "ratio": 4, "scaled": 2, "out of reach": 2},
     "maxvit": {"exact": 4, "ratio": 1, "scaled": 3, "out of reach": 4},
+    "medusa": {"exact": 2, "scaled": 2, "out of reach": 3},
     "ninformer": {"exact": 3, "ratio": 1, "scaled": 2, "out of reach": 1},
     "palm": {"exact": 2, "scaled": 7, "out of reach": 2},
     "rcmha": {"exact": 1, "ratio": 1, "scaled": 1, "out of reach": 1},
@@ -39,7 +41,7 @@ GRADES = {
 }
 
 
-LONG = {"palm-sensitivity_bound", "agent-parameters_and_macs"}
+LONG = {"palm-sensitivity_bound", "agent-parameters_and_macs", "maxvit-parameters", "meningioma-concepts"}
 """Exact claims that train networks, or count what the tests of the networks count as well."""
 
 

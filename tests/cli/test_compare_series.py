@@ -26,6 +26,7 @@ def write_series(path: Path, *, rows: int = 70, header: str = "date,load,<b>oil<
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_csv_file_from_the_command_line_to_the_report_and_on_from_the_copy(regard, refused, outsiders, tmp_path):
     write_series(tmp_path / "mine.csv")
     ran = regard("compare", "series", "--data", "mine.csv", "--mechanisms", "softmax,toy_raise", "--seeds", "2",

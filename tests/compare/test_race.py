@@ -250,6 +250,7 @@ def test_ctrl_c_before_anything_began_leaves_nothing(tmp_path, text_file):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_children_end_when_the_race_is_killed(tmp_path, text_file):
     process = subprocess.Popen(
         command("text", data=str(text_file), mechanisms="toy_slow", steps="1000", out="out",

@@ -33,6 +33,7 @@ def test_every_example_is_run_here() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == named
 
 
+@pytest.mark.slow
 def test_backbone(tmp_path: Path) -> None:
     lines = run_example("backbone.py", tmp_path).splitlines()
     assert lines[0].split()[1:3] == ["networks", "are"]
@@ -45,6 +46,7 @@ def test_backbone(tmp_path: Path) -> None:
     assert float(lines[-1].rpartition(" ")[2]) < 0.1
 
 
+@pytest.mark.slow
 def test_language_model(tmp_path: Path) -> None:
     lines = run_example("language_model.py", tmp_path).splitlines()
     assert lines[0].startswith("registered: regard_softmax, regard_hip, ")

@@ -58,10 +58,11 @@ def run_feature(cls: Any) -> int:
     for dimensions in cls.traits.spatial_dims:
         mixer = cls(**example.kwargs)
         x = torch.randn(example.batch, example.kwargs["channels"], *example.space[:dimensions], requires_grad=True)
-        mixer(x).sum().backward()
+        options = {"context": torch.randn_like(x)} if cls.traits.cross else {}
+        mixer(x, **options).sum().backward()
         for shown in ("gate", "attention_map", "affinity"):
             if hasattr(mixer, shown):
-                getattr(mixer, shown)(x)
+                getattr(mixer, shown)(x, **options)
                 calls += 1
         calls += 1
     return calls

@@ -335,7 +335,7 @@ def test_extras_are_of_the_part_that_is_asked_for(image_folder):
 
 
 def test_training_images_in_great_number_are_measured_on_request(image_folder, monkeypatch):
-    monkeypatch.setattr("regard.tasks.classification.QUICK", 10)
+    monkeypatch.setattr("regard.tasks.images.classifier.QUICK", 10)
     task = read(image_folder, image_size=8)
     assert task.on_request() == ("all", "train")
     assert "train" in task.parts()

@@ -20,6 +20,7 @@ EXAMPLES = """
   regard evaluate runs/etth1 --data ETTh1.csv --part test
   regard evaluate runs/photos --data more_photos/ --part all --image-size 256 --out evaluation/
   regard evaluate runs/first --data other.txt --part all --json metrics.json --out evaluation/
+  regard evaluate runs/tumour_folds --out evaluation/
 """
 
 MOST_ROWS = 40
@@ -41,7 +42,8 @@ def run(
     """Measure a trained network on your files, or on those that it was trained with.
 
     Args:
-        checkpoint: a file that regard train wrote, or its folder.
+        checkpoint: a file that regard train wrote, or its folder; or a folder with the folders of several folds, each
+            of which is measured on its own validation part.
         data: your files, in the format of the task; by default those of the run in whose folder the checkpoint lies,
             or else the built-in sample.
         part: which part of the data (validation, test, train, all); by default every part but all.
@@ -54,13 +56,19 @@ def run(
             training.
     """
     from regard.cli.console import output, progress
-    from regard.cli.image_options import apply_image_options
+    from regard.cli.evaluate_folds import evaluate_folds, folds_in
+    from regard.cli.task_options import apply_image_options
     from regard.tasks import checkpoint as checkpoints
     from regard.tasks.outcome import in_words, measure, parts_of
 
     writable_file(json)
     if batch < 1:
         raise UserError(f"--batch must be at least 1, got {batch}")
+    folds = folds_in(checkpoint)
+    if folds:
+        return evaluate_folds(
+            folds, data=data, batch=batch, device=chosen_device(device), json=json, out=out, part=part
+        )
     loaded = checkpoints.load(checkpoint)
     task, model = loaded.task, loaded.model.to(chosen_device(device))
     apply_image_options(loaded, image_size=image_size, on_bad_image=on_bad_image)
@@ -79,7 +87,7 @@ def run(
             extras = task.extras(model, parts[0])
     for name, values in metrics.items():
         console.print(f"{name}: {in_words(values)}", soft_wrap=True)
-    _print_tables(extras, console)
+    print_tables(extras, console)
     if json is not None:
         write_atomically(json, json_module.dumps(metrics, indent=1) + "\n")
     if out is not None:
@@ -110,7 +118,8 @@ def data_of_run(checkpoint: Path) -> str | None:
     return runs.read_wishes(folder).data if (folder / runs.RUN).is_file() else None
 
 
-def _print_tables(extras: Extras, console: Console) -> None:
+def print_tables(extras: Extras, console: Console) -> None:
+    """Print the tables of an evaluation, the longest ones in part."""
     from rich.table import Table
 
     for title, header, rows in extras.tables:
@@ -126,7 +135,7 @@ def _print_tables(extras: Extras, console: Console) -> None:
 
 
 def _report(loaded: Checkpoint, metrics: dict[str, dict[str, float]], extras: Extras, out: Path) -> Path:
-    from regard.cli.records import BAD_FILES, bad_files_text, shared_fields
+    from regard.cli.records import BAD_FILES, bad_files_text, shared_fields, write_files
     from regard.report.record import EvaluationRecord
     from regard.report.training import write_evaluation_page
     from regard.tasks.outcome import settings_rows
@@ -140,6 +149,7 @@ def _report(loaded: Checkpoint, metrics: dict[str, dict[str, float]], extras: Ex
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_evaluation_page(record, out / "report.html")
+        write_files(extras, out)
         if task.bad:
             write_atomically(out / BAD_FILES, bad_files_text(task))
     except OSError as error:

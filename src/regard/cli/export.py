@@ -39,7 +39,7 @@ def run(
             raise UserError("--image-size belongs to image networks, and transformers takes a language model")
         return _save_for_transformers(checkpoint, out)
     from regard.cli.console import output, progress
-    from regard.cli.image_options import apply_image_options
+    from regard.cli.task_options import apply_image_options
     from regard.tasks import checkpoint as checkpoints
     from regard.tasks.export import SUFFIX, export, need_exporter
     from regard.wording import bytes_in_words, shown

@@ -6,7 +6,10 @@ import csv
 import io
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from regard.files import write_atomically
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +47,20 @@ def shared_fields(
         "tables": extras.tables,
         "charts": extras.lines,
         "heat_maps": [vars(found) for found in extras.heat_maps],
+        "pictures": [(picture.title, picture.png) for picture in extras.pictures],
+        "legend": extras.legend,
     }
+
+
+def write_files(extras: Extras, folder: Path) -> list[Path]:
+    """Write the files that an evaluation has beside its page; returns them.
+
+    Raises:
+        OSError: the folder is not writable, or the disk is full.
+    """
+    for name, text in extras.files:
+        write_atomically(folder / name, text)
+    return [folder / name for name, _ in extras.files]
 
 
 def command() -> list[str]:

@@ -24,6 +24,7 @@ EXAMPLES = """
   regard train palm --data multi30k/
   regard train davit_tiny --data photos/ --set image_size=224,augment=strong,mixup=0.8,ema=0.999,drop_path=0.1
   regard train davit_tiny --data photos/ --pretrained runs/first --freeze body
+  regard train braintumor --data BraTS2020/ --folds 5 --fold 0 --out runs/fold-0
   regard train titans --resume
 """
 
@@ -48,6 +49,8 @@ def run(
     set_: str | None = None,
     pretrained: str | None = None,
     freeze: Literal["none", "stem", "body"] | None = None,
+    folds: int | None = None,
+    fold: int | None = None,
     on_bad_image: Literal["skip", "refuse"] | None = None,
     accelerator: str = "auto",
     devices: str = "1",
@@ -68,8 +71,8 @@ def run(
         system: a network (transnormer_lm), a system (titans), or any sequence mixer (hedgehog), which is put into a
             network made for the task; with --resume it may be left out.
         data: your files, in the format of the task; by default a sample that needs no download.
-        task: language, forecasting, series_classification, events, control, translation or classification; by
-            default what the data look like, or the system's own.
+        task: language, forecasting, series_classification, events, control, translation, classification, segmentation
+            or medical_classification; by default what the data look like, or the system's own.
         out: folder for the results (default runs/train-SYSTEM-TASK-DATE-TIME).
         steps: number of updates (default: the task's own, a minute or two on two cores).
         batch: rows per update.
@@ -84,6 +87,8 @@ def run(
             file in a layout that the network knows; the classifier begins anew where the classes differ in number.
         freeze: weights that are not trained: none, stem (what comes before the first block), or body (all but the
             classifier).
+        folds: into how many parts patients are dealt (medical tasks; default 5).
+        fold: the part that validates, from 0 (medical tasks; default 0).
         on_bad_image: what becomes of image files that do not decode: skip (they are listed) or refuse.
         accelerator: cpu, gpu, or auto (default), a GPU if there is one.
         devices: how many devices, or auto.
@@ -115,7 +120,8 @@ def run(
         "seed": seed,
         "freeze": freeze,
     }
-    settings = split_settings(set_) | ({} if on_bad_image is None else {"on_bad_image": on_bad_image})
+    options = {"on_bad_image": on_bad_image, "folds": folds, "fold": fold}
+    settings = split_settings(set_) | {name: str(value) for name, value in options.items() if value is not None}
     given = {"system": system, "task": task, "data": data, "settings": settings, "pretrained": pretrained}
     leader = os.environ.get(LEADERS_FOLDER)
     out = out if leader is None else Path(leader)
@@ -271,7 +277,7 @@ def _train(planned: Plan, folder: Path, hardware: Hardware, *, resume: bool, con
 
 
 def _report(planned: Plan, folder: Path, outcome: Outcome, final: Any, extras: Any, model: nn.Module) -> None:
-    from regard.cli.records import shared_fields
+    from regard.cli.records import shared_fields, write_files
     from regard.report.record import TrainingRecord
     from regard.report.training import write_training_report
     from regard.tasks.logs import read_evaluations, read_steps
@@ -293,3 +299,4 @@ def _report(planned: Plan, folder: Path, outcome: Outcome, final: Any, extras: A
         resumed_from=outcome.progress.resumed_from,
     )
     write_training_report(record, folder / REPORT)
+    write_files(extras, folder)

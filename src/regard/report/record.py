@@ -15,6 +15,8 @@ Sample = tuple[str, str]
 Grid = tuple[str, Sequence[object], Sequence[Sequence[object]]]
 Series = Mapping[str, Sequence[tuple[float | None, float | None]]]
 LineChart = tuple[str, str, str, Series]
+TitledPicture = tuple[str, bytes]
+LegendEntry = tuple[str, tuple[int, int, int]]
 HeatMap = Mapping[str, Any]
 """`title`, `x_label`, `y_label`, `names` of rows and columns, `values` from 0 to 1, and `what` a value is."""
 
@@ -41,6 +43,8 @@ class EvaluationRecord:
         tables: titles, headings and rows, such as perplexity by length or a confusion matrix.
         charts: titles, labels of x and y, and named series of points, such as a forecast and the truth.
         heat_maps: squares of shares, such as a confusion matrix of many classes.
+        pictures: titles and PNG files, such as masks over slices.
+        legend: what the pictures' colours mean.
 
     Raises:
         ValueError: `better` is neither "lower" nor "higher".
@@ -63,6 +67,8 @@ class EvaluationRecord:
     tables: Sequence[Grid] = ()
     charts: Sequence[LineChart] = ()
     heat_maps: Sequence[HeatMap] = ()
+    pictures: Sequence[TitledPicture] = ()
+    legend: Sequence[LegendEntry] = ()
 
     def __post_init__(self) -> None:
         if self.better not in ("lower", "higher"):

@@ -17,8 +17,9 @@ from regard.report.page import Page, Section, fragment, render_page
 from regard.report.palette import Style
 from regard.report.record import EvaluationRecord, Grid, TrainingRecord
 from regard.report.series import number
+from regard.report.views import views_section
 
-_STYLES = ("compare.css", "training.css")
+_STYLES = ("compare.css", "training.css", "views.css")
 _MOST_SAMPLES = 100
 _MOST_TABLES = 40
 _MOST_CHARTS = 24
@@ -241,6 +242,8 @@ def _ingredients(record: EvaluationRecord) -> list[Section]:
         charts += [heat_map(found, f"heat-map-{i}") for i, found in enumerate(record.heat_maps[:_MOST_CHARTS])]
         lead = _left_out(len(record.charts) - _MOST_CHARTS, "charts")
         sections.append(Section("charts", "Charts", "Charts", lead, charts=charts))
+    if record.pictures:
+        sections.append(views_section(record.pictures, record.legend, truth=True))
     if record.samples:
         samples = [
             (units.shorten(units.clean(title), 200), units.clean(text, lines=True))

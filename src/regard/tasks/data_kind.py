@@ -23,6 +23,8 @@ def kind_of(path: Path) -> str:
         raise UserError(f"there is no file or folder {shown(path)}")
     if path.is_dir():
         return _kind_of_folder(path)
+    if path.name == "dataset.json":
+        return "segmentation"
     suffixes = path.suffixes or [""]
     if suffixes[-1] == ".ts":
         return "series_classification"
@@ -34,6 +36,12 @@ def kind_of(path: Path) -> str:
 
 
 def _kind_of_folder(folder: Path) -> str:
+    from regard.tasks.volumes.cases import layout_of
+
+    if layout_of(folder):
+        return "segmentation"
+    if (folder / "stage_2_train_labels.csv").is_file() or _has_covidx_list(folder):
+        return "medical_classification"
     files = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
     if any(file.suffix == ".ts" for file in files):
         return "series_classification"
@@ -48,6 +56,19 @@ def _kind_of_folder(folder: Path) -> str:
     if any("idx" in name and "ubyte" in name for name in names) or _has_class_folders(folder):
         return "classification"
     return "language"
+
+
+def _has_covidx_list(folder: Path) -> bool:
+    """Whether a list's first line is "patient filename class ..." with the name of an image."""
+    for name in ("train.txt", "test.txt"):
+        try:
+            with (folder / name).open(encoding="utf-8-sig") as stream:
+                fields = stream.readline(4096).split()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if len(fields) >= 3 and any(Path(part).suffix.lower() in IMAGE_SUFFIXES | {".dcm"} for part in fields[1:-1]):
+            return True
+    return False
 
 
 def _has_class_folders(folder: Path) -> bool:

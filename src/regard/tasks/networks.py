@@ -27,6 +27,8 @@ TASKS = {
     "control": "regard.tasks.series.control:Control",
     "translation": "regard.tasks.translation:Translation",
     "classification": "regard.tasks.classification:Classification",
+    "segmentation": "regard.tasks.segmentation:Segmentation",
+    "medical_classification": "regard.tasks.medical_classification:MedicalClassification",
 }
 HOSTS = {
     "language": "decoder_lm",
@@ -69,7 +71,11 @@ def models_of(system: str) -> dict[str, tuple[str, ...]]:
     if entry is not None and entry.kind == "model":
         return {_task_of(entry.name): (system,)}
     own: dict[str, tuple[str, ...]] = {}
-    for name, other in sorted(systems("model").items(), key=lambda item: (not item[0].startswith(system), item[0])):
+    # a baseline that comes with a system is older than the system
+    order = sorted(
+        systems("model").items(), key=lambda item: (not item[0].startswith(system), -item[1].paper.year, item[0])
+    )
+    for name, other in order:
         if other.system == system and (task := _task_of(name)):
             own[task] = (*own.get(task, ()), name)
     own = {task: own[task] for task in TASKS if task in own}

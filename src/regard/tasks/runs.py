@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from regard.errors import UserError
 from regard.files import missing_folders, remove_empty, write_atomically
+from regard.meta_device import sizes_only
+from regard.registry import get_class
 from regard.tasks import checkpoint
 from regard.tasks.checkpoint import BEST, LAST
 from regard.tasks.data_kind import kind_of
@@ -141,9 +143,13 @@ def plan(wishes: Wishes, *, cache: Path | None = None) -> Plan:
     task_name, model_name = choose_task(wishes.system, wishes.task, data)
     cls = class_of(task_name)
     of_task, of_network, of_recipe = share_out(wishes.settings, cls, model_name)
+    network: Any = get_class(model_name)
+    # what suits a network comes before the user's own wishes
+    of_task = {**getattr(network, "task_settings", {}), **of_task}
     try:
         task = cls(cls.Settings(**parse_fields(cls.Settings, of_task, what=task_name)))
-        recipe = replace(cls.recipe, **parse_fields(Recipe, of_recipe, what="the recipe"))
+        recipe = replace(cls.recipe, **getattr(network, "recipe", {}))
+        recipe = replace(recipe, **parse_fields(Recipe, of_recipe, what="the recipe"))
         recipe = replace(recipe, **wishes.recipe)
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -154,6 +160,8 @@ def plan(wishes: Wishes, *, cache: Path | None = None) -> Plan:
         start = pretrained.config_for(model_name)
     task.read(data, cache=cache)
     config = configure(wishes.system, model_name, task.model_fields(), of_network, start=start)
+    with sizes_only():
+        task.check_network(build(model_name, config), recipe.batch)
     initial = {} if pretrained is None else pretrained.weights_for(model_name, config)
     return Plan(wishes, task, model_name, config, recipe, initial)
 

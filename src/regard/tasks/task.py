@@ -11,7 +11,7 @@ Batches depend on `(seed, step)` alone: a run that was interrupted goes on exact
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -25,6 +25,7 @@ from regard.tasks.recipe import Recipe
 
 Batch = Any
 """A pytree of tensors with the rows on axis 0."""
+Colour = tuple[int, int, int]
 WHOLE = "all"
 """The part that contains the others."""
 
@@ -83,6 +84,42 @@ class Sheet:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture for a page.
+
+    Args:
+        title: its caption.
+        png: the file.
+    """
+
+    title: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One input's page.
+
+    Args:
+        name: of the page's file, without suffix.
+        title: its heading.
+        pictures: in the order in which they are shown.
+        header: of a table.
+        rows: of the table.
+        legend: names and colours (red, green, blue; 0 to 255).
+        notes: what the reader should know.
+    """
+
+    name: str
+    title: str
+    pictures: tuple[Picture, ...]
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    legend: tuple[tuple[str, Colour], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Extras:
     """What an evaluation shows beside its figures.
 
@@ -91,12 +128,18 @@ class Extras:
         tables: title, header and rows.
         lines: title, label of x, label of y, and points by name.
         heat_maps: shares between two sets of names, such as a confusion matrix that is too large for a table.
+        pictures: of some cases.
+        legend: what the colours in the pictures mean.
+        files: names and texts of files that are written beside the page.
     """
 
     samples: tuple[tuple[str, str], ...] = ()
     tables: tuple[tuple[str, tuple[str, ...], tuple[tuple[str, ...], ...]], ...] = ()
     lines: tuple[tuple[str, str, str, dict[str, list[tuple[float, float]]]], ...] = field(default=())
     heat_maps: tuple[HeatMap, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    legend: tuple[tuple[str, Colour], ...] = ()
+    files: tuple[tuple[str, str], ...] = ()
 
 
 class Task(ABC):
@@ -104,8 +147,9 @@ class Task(ABC):
 
     A subclass is final and sets the class attributes; `Settings` is a frozen, keyword-only dataclass of numbers,
     texts and booleans, all with defaults. After `read`, `described` says in a line what was found, `notes` what the
-    user should know, and `bad` which files were skipped and why; after `predict`, `sheet` is what a page shows, if
-    anything.
+    user should know, and `bad` which files were skipped and why; after `predict`, `sheet` is what a page of all inputs
+    shows and `leaves` what one page for each shows, if anything. `watch`, where it is set, is told what is worked on,
+    how many steps of it have been done since the last call, and how many there are.
 
     Args:
         settings: how raw files become batches.
@@ -128,6 +172,8 @@ class Task(ABC):
         self.notes: list[str] = []
         self.bad: list[tuple[str, str]] = []
         self.sheet: Sheet | None = None
+        self.leaves: list[Leaf] = []
+        self.watch: Callable[[str, int, int], object] | None = None
 
     # -- raw files
 
@@ -153,6 +199,17 @@ class Task(ABC):
 
         Raises:
             KeyError, TypeError, ValueError: they are not what `facts` gave.
+        """
+
+    def check_network(self, model: nn.Module, rows: int) -> None:  # noqa: B027 - most tasks take any network
+        """Refuse a network that cannot take this task's batches.
+
+        Args:
+            model: the network; its weights need not be there.
+            rows: of a training batch.
+
+        Raises:
+            UserError: why it cannot.
         """
 
     @abstractmethod

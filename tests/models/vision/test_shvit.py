@@ -129,6 +129,7 @@ def test_checkpointing_changes_nothing_but_memory() -> None:
     backbones.check_checkpointing(SHViT, replace(SMALL, drop_path=0.3), SIZE)
 
 
+@pytest.mark.slow
 def test_all_forms_agree() -> None:
     backbones.check_forms(backbones.randomised(SHViT(SMALL)), SIZE)
 

@@ -86,6 +86,8 @@ def test_of_a_folder_what_is_named_like_an_image_is_predicted(tmp_path):
     (tmp_path / "photos" / "folder.png").mkdir()
     assert [path.name for path in images_below(tmp_path / "photos")] == ["0.png", "1.png"]
     assert images_below(Path("any.txt")) == [Path("any.txt")]
+    (tmp_path / "photos" / "z.DCM").write_bytes(b"")
+    assert [path.name for path in images_below(tmp_path / "photos", {".dcm"})] == ["z.DCM"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty has no images in it"):
         images_below(tmp_path / "empty")

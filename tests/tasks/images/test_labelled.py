@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from regard.errors import UserError
-from regard.tasks.images.labelled import Labelled, check_counts, held_out, split_parts
+from regard.tasks.images.labelled import Labelled, check_counts, held_out, held_out_patients, split_parts
 
 
 def labelled(labels: list[int], parts: list[str] | None = None, classes: int = 2) -> Labelled:
@@ -84,3 +85,21 @@ def test_a_class_with_too_few_images_is_refused(parts, bad, message):
         return
     with pytest.raises(UserError, match=message):
         check_counts(found, bad)
+
+
+def test_patients_validate_as_a_whole_by_their_highest_class():
+    patients = [str(number // 3) for number in range(90)]
+    labels = np.array([int(number % 30 == 0) for number in range(90)], dtype=np.int64)
+    validates = held_out_patients(labels, 2, patients)
+    chosen = {patient for patient, is_chosen in zip(patients, validates, strict=True) if is_chosen}
+    assert validates.sum() == 3 * len(chosen)
+    # 27 patients without and 3 with a positive image
+    assert len(chosen) == 5 + 1
+    assert labels[validates].sum() == 1
+
+
+def test_a_patient_is_in_one_part():
+    found = replace(labelled([0, 1] * 10), patients=[str(number // 4) for number in range(20)])
+    parts = split_parts(found, everything(found))
+    assert {number // 4 for number in parts["train"]}.isdisjoint(number // 4 for number in parts["validation"])
+    assert len(parts["train"]) + len(parts["validation"]) == 20

@@ -96,3 +96,21 @@ def test_a_file_that_vanishes_is_one_line(files):
 @pytest.mark.parametrize(("crop_share", "side"), [(None, 12), (1.0, 12), (0.9, 12), (0.5, 16)])
 def test_a_copy_is_never_smaller_than_what_is_cut_out_of_it(crop_share, side):
     assert View(8, crop_share).copy_side == side
+
+
+def test_the_top_may_be_cut_off_and_files_opened_in_another_way(tmp_path):
+    pixels = np.full((20, 10), 50, dtype=np.uint8)
+    pixels[:5] = 200
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert np.unique(View(8).square(View(8).copy(tmp_path / "a.png"), 1)).size > 1
+    view = View(8, crop_top=0.25)
+    assert (view.square(view.copy(tmp_path / "a.png"), 1) == 50).all()
+    asked = []
+
+    def opened(path, *, at_least):
+        asked.append((path.name, at_least))
+        return Image.new("L", (9, 9), 7)
+
+    other = View(8, opened=opened)
+    assert (other.square(other.copy(tmp_path / "a.png"), 1) == 7).all()
+    assert asked == [("a.png", 12)]

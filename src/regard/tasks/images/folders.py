@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -99,15 +100,19 @@ def _regular_files(folder: Path) -> list[Path]:
     return [path for path in found if path.is_file()]
 
 
-def images_below(path: Path) -> list[Path]:
+def images_below(path: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[Path]:
     """A file as it is; of a folder, what is named like an image.
+
+    Args:
+        path: a file or a folder.
+        suffixes: how names of images end, in lower case.
 
     Raises:
         UserError: a folder without any.
     """
     if not path.is_dir():
         return [path]
-    files = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = (file for file in path.rglob("*") if file.suffix.lower() in suffixes)
     found = sorted(file for file in files if file.is_file() and not file.name.startswith("."))
     if not found:
         raise UserError(f"{shown(path)} has no images in it")

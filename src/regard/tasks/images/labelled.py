@@ -32,6 +32,7 @@ class Labelled:
         classes: names by number.
         source: where they come from.
         root: the folder below which files are named.
+        patients: whose image each is, where that is known: a patient's images stay in one part.
     """
 
     images: Sequence[Path] | Pixels
@@ -40,6 +41,7 @@ class Labelled:
     classes: tuple[str, ...]
     source: str
     root: Path | None = None
+    patients: Sequence[str] = ()
 
     @property
     def are_files(self) -> bool:
@@ -68,6 +70,20 @@ def held_out(labels: Labels, classes: int) -> NDArray[np.bool_]:
     return validates
 
 
+def held_out_patients(labels: Labels, classes: int, patients: Sequence[str]) -> NDArray[np.bool_]:
+    """As `held_out` for whole patients, who count as of the highest class among their images.
+
+    Args:
+        labels: `(images,)` numbers of classes.
+        classes: how many there are.
+        patients: whose image each is.
+    """
+    names, whose = np.unique(np.asarray(patients), return_inverse=True)
+    highest = np.zeros(len(names), dtype=np.int64)
+    np.maximum.at(highest, whose, labels)
+    return held_out(highest, classes)[whose]
+
+
 def split_parts(found: Labelled, good: Numbers) -> dict[str, Numbers]:
     """The images of "validation", "test" and "train"; a part may be empty.
 
@@ -80,7 +96,12 @@ def split_parts(found: Labelled, good: Numbers) -> dict[str, Numbers]:
     parts = np.array(found.parts if len(found.parts) else ["train"] * len(found.labels))[good].astype("<U10")
     if not (parts == "validation").any():
         trained = np.flatnonzero(parts == "train")
-        parts[trained[held_out(found.labels[good][trained], len(found.classes))]] = "validation"
+        labels, classes = found.labels[good][trained], len(found.classes)
+        if len(found.patients):
+            validates = held_out_patients(labels, classes, [found.patients[number] for number in good[trained]])
+        else:
+            validates = held_out(labels, classes)
+        parts[trained[validates]] = "validation"
     return {part: good[parts == part] for part in ("validation", "test", "train")}
 
 

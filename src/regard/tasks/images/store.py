@@ -7,7 +7,7 @@ What an image looks like never depends on where it is kept: it is made smaller t
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -44,10 +44,14 @@ class View:
     Args:
         size: pixels per side.
         crop_share: as in `decoding.squared`.
+        crop_top: share of an image's rows that are cut off at the top before anything else.
+        opened: how a file is opened, as `decoding.open_image` does it.
     """
 
     size: int
     crop_share: float | None = None
+    crop_top: float = 0.0
+    opened: Callable[..., Image.Image] = open_image
 
     @property
     def copy_side(self) -> int:
@@ -60,7 +64,9 @@ class View:
         Raises:
             BadImageError: it does not decode.
         """
-        return limited(open_image(path, at_least=self.copy_side), self.copy_side)
+        image = self.opened(path, at_least=self.copy_side)
+        top = round(self.crop_top * image.height)
+        return limited(image.crop((0, top, *image.size)) if top else image, self.copy_side)
 
     def square(self, copy: Image.Image, channels: int) -> Pixels:
         """`(channels, size, size)` bytes."""

@@ -1,0 +1,1 @@
+"""Networks for medical images and volumes: segmenters and classifiers, one file per architecture."""

@@ -1,0 +1,1 @@
+"""Medical volumes and slices: files, grids, windows, regions, losses, metrics, pages."""
