@@ -26,6 +26,7 @@ GRADES = {
     "lightning": {"exact": 2, "ratio": 4, "scaled": 2, "out of reach": 2},
     "maxvit": {"exact": 4, "ratio": 1, "scaled": 3, "out of reach": 4},
     "medusa": {"exact": 2, "scaled": 2, "out of reach": 3},
+    "meningioma": {"exact": 2, "ratio": 1, "scaled": 3, "out of reach": 1},
     "ninformer": {"exact": 3, "ratio": 1, "scaled": 2, "out of reach": 1},
     "palm": {"exact": 2, "scaled": 7, "out of reach": 2},
     "rcmha": {"exact": 1, "ratio": 1, "scaled": 1, "out of reach": 1},

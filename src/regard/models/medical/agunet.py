@@ -65,7 +65,7 @@ class AGUNet(VolumeUNet):
         "agunet_small": _variant(NARROW, 1_774_660, full=True),
         "agunet_small_plain": _variant(NARROW, 1_626_142, full=False),
     }
-    recipe: ClassVar[Mapping[str, Any]] = {"steps": 600, "batch": 2, "learning_rate": 1e-2}
+    recipe: ClassVar[Mapping[str, Any]] = {"steps": 400, "batch": 2, "learning_rate": 1e-2}
 
     def __init__(self, config: AGUNetConfig) -> None:
         super().__init__(config)

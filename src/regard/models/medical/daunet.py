@@ -89,7 +89,7 @@ class DAUNet(VolumeUNet):
         "daunet_small": _variant(3_576_714, full=True),
         "daunet_small_plain": _variant(3_428_196, full=False),
     }
-    recipe: ClassVar[Mapping[str, Any]] = {"steps": 600, "batch": 2, "learning_rate": 1e-2}
+    recipe: ClassVar[Mapping[str, Any]] = {"steps": 400, "batch": 2, "learning_rate": 1e-2}
 
     def __init__(self, config: DAUNetConfig) -> None:
         super().__init__(config)
