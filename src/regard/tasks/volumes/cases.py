@@ -163,7 +163,7 @@ def _brats(folder: Path) -> Found | None:
             if not set(found) & set(BRATS_CHANNELS):
                 continue
             mask = found.get("seg") or _irregular_mask(files, by_case)
-            _refuse_missing(place, name, found)
+            refuse_missing(place, name, found)
             if mask is None:
                 without.append(name)
                 continue
@@ -200,11 +200,16 @@ def brats_images(folder: Path) -> tuple[Path, ...] | None:
             found[part[1]] = path
     if not found:
         return None
-    _refuse_missing(folder, folder.name, found)
+    refuse_missing(folder, folder.name, found)
     return tuple(found[channel] for channel in BRATS_CHANNELS)
 
 
-def _refuse_missing(place: Path, name: str, found: dict[str, Path]) -> None:
+def refuse_missing(place: Path, name: str, found: dict[str, Path]) -> None:
+    """Refuse a case of BraTS without all four modalities.
+
+    Raises:
+        UserError: the case and what it lacks are named.
+    """
     missing = [channel for channel in BRATS_CHANNELS if channel not in found]
     if missing:
         raise UserError(f"{shown(place)}: the case {shown(name)} lacks the modality {', '.join(missing)}")

@@ -77,9 +77,15 @@ def _scale(channel: Array, kind: Normalisation, low: float, high: float) -> Scal
     return Scale(float(least), float(most), float(inside.mean()) if len(inside) else 0.0, spread, True)
 
 
-def normalise(values: Array, made: tuple[Scale, ...]) -> Array:
-    """Every channel by its own scale, slab by slab."""
-    normal = np.empty(values.shape, dtype=np.float32)
+def normalise(values: Array, made: tuple[Scale, ...], *, out: Array | None = None) -> Array:
+    """Every channel by its own scale, slab by slab.
+
+    Args:
+        values: `(channels, x, y, z)`.
+        made: what is done to each channel.
+        out: where the result goes, `values` themselves allowed; None = a new array.
+    """
+    normal = np.empty(values.shape, dtype=np.float32) if out is None else out
     for channel, scale in enumerate(made):
         for start in range(0, values.shape[1], 16):
             normal[channel, start : start + 16] = scale.apply(values[channel, start : start + 16])

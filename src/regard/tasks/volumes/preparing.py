@@ -15,7 +15,7 @@ import numpy as np
 from regard.errors import UserError
 from regard.tasks.volumes.cases import Case
 from regard.tasks.volumes.grids import Array, Grid, Size, axis_aligned, carry, cut_out, exact_move
-from regard.tasks.volumes.normalising import Normalisation, scales
+from regard.tasks.volumes.normalising import Normalisation, normalise, scales
 from regard.tasks.volumes.reading import Stored, check_grids, named, open_channels, open_file
 from regard.tasks.volumes.settings import SegmentationSettings
 from regard.wording import listed, shown
@@ -84,9 +84,7 @@ class Preparation:
             made = scales(values, self.kind, low=self.settings.low, high=self.settings.high)
         except ValueError as error:
             raise UserError(f"{shown(files[0].path)}: {error}") from None
-        for channel, scale in zip(values, made, strict=True):
-            for start in range(0, len(channel), 16):
-                channel[start : start + 16] = scale.apply(channel[start : start + 16])
+        normalise(values, made, out=values)
         constant = tuple(number for number, scale in enumerate(made) if scale.spread == 0)
         return Prepared(values, target, native, constant)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from regard.errors import UserError
 from regard.tasks.task import Leaf, Picture
-from regard.tasks.volumes.cases import BRATS_CHANNELS, Case, brats_case_of, brats_images
+from regard.tasks.volumes.cases import BRATS_CHANNELS, Case, brats_case_of, brats_images, refuse_missing
 from regard.tasks.volumes.grids import Array
 from regard.tasks.volumes.metrics import box_around
 from regard.tasks.volumes.pictures import legend_of, scene
@@ -42,9 +42,7 @@ def inputs_as_cases(inputs: Sequence[Path]) -> list[Case]:
         else:
             grouped.setdefault((path.parent, part[0]), {})[part[1]] = path
     for (folder, name), found in grouped.items():
-        missing = [channel for channel in BRATS_CHANNELS if channel not in found]
-        if missing:
-            raise UserError(f"{shown(folder)}: the case {shown(name)} lacks the modality {', '.join(missing)}")
+        refuse_missing(folder, name, found)
         made.append(Case(name, name, tuple(found[channel] for channel in BRATS_CHANNELS), None))
     return made
 
