@@ -84,7 +84,7 @@ class AGUNet(VolumeUNet):
         """Level by level, each with the encoder's map of its resolution."""
         x, found = maps[-1], []
         for join, block, skip in zip(self.joins, self.blocks, maps[-2::-1], strict=True):
-            x = self.block(block, join(x, skip))
+            x = self.run(block, join(x, skip))
             found.append(x)
         return found
 

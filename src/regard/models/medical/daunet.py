@@ -114,7 +114,7 @@ class DAUNet(VolumeUNet):
         bottom = maps[-1] if self.bottleneck is None else self.bottleneck(maps[-1])
         x, found = bottom, []
         for join, block, skip in zip(self.joins, self.blocks, maps[-2::-1], strict=True):
-            x = self.block(block, join(x, skip, bottom))
+            x = self.run(block, join(x, skip, bottom))
             found.append(x)
         return found
 

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from regard.contract import load_strictly
-from regard.layers.residual_blocks import recomputed
 from regard.layers.residual_unit import ResidualUnit
 from regard.layers.resunet_decoder import UPSAMPLINGS, ResUNetDecoderBlock, Upsampling
 from regard.layers.sibling_norms import fold_siblings
@@ -98,17 +97,11 @@ class ResUNet(Segmenter):
         self.check_input(x)
         x, maps = x.contiguous(memory_format=torch.channels_last), []
         for unit in self.encoder:
-            x = self._run(unit, x)
+            x = self.run(unit, x)
             maps.append(x)
         for block, skip in zip(self.decoder, maps[-2::-1], strict=True):
-            x = block(x, skip, self._run)
+            x = block(x, skip, self.run)
         return (self.head(x),)
-
-    def _run(self, part: nn.Module, x: Tensor) -> Tensor:
-        """`part(x)`, whose activations are computed again for the gradient where the config says so."""
-        if self.config.checkpointing and self.training and torch.is_grad_enabled():
-            return recomputed(part, x)
-        return part(x)
 
     def fused(self) -> Self:
         """A copy for inference, whose batch norms are folded into the convolutions before them."""

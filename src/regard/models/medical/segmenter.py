@@ -6,10 +6,12 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from regard.contract import Model
+from regard.layers.residual_blocks import recomputed
 
 Features = Float[Tensor, "batch channels *space"]
 Scores = Float[Tensor, "batch classes *space"]
@@ -22,7 +24,7 @@ class Segmenter(Model):
     each) is the task's choice, not the network's.
 
     Args:
-        config: its sizes; has `in_channels` and `num_classes`.
+        config: its sizes; has `in_channels`, `num_classes` and `checkpointing`.
     """
 
     task: ClassVar[str] = "segmentation"
@@ -72,6 +74,12 @@ class Segmenter(Model):
             ValueError: shapes that do not fit.
         """
         return self.outputs(x)[0]
+
+    def run(self, part: nn.Module, x: Tensor) -> Tensor:
+        """`part(x)`, whose activations are computed again for the gradient where the config says so."""
+        if self.config.checkpointing and self.training and torch.is_grad_enabled():
+            return recomputed(part, x)
+        return part(x)
 
     def check_input(self, x: Tensor) -> None:
         """Refuse what does not fit the network.

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from regard.contract import load_strictly
 from regard.layers.aspp import ASPP
-from regard.layers.residual_blocks import recomputed
 from regard.layers.resunet_decoder import UPSAMPLINGS, ResUNetDecoderBlock, Upsampling
 from regard.layers.sibling_norms import fold_siblings
 from regard.metadata import Paper, Variant
@@ -150,19 +149,13 @@ class TumourResUNet(Segmenter):
     def outputs(self, x: Features) -> tuple[Scores, ...]:
         """Scores at every pixel."""
         self.check_input(x)
-        *skips, x = self.encoder(x.contiguous(memory_format=torch.channels_last), self._run)
+        *skips, x = self.encoder(x.contiguous(memory_format=torch.channels_last), self.run)
         if self.aspp is not None:
             x = self.aspp_gate(self.aspp(x))
         gated = [gate(skip) for gate, skip in zip(self.skip_gates, skips, strict=True)]
         for block, skip in zip(self.decoder, (*reversed(gated), None), strict=True):
-            x = block(x, skip, self._run)
+            x = block(x, skip, self.run)
         return (self.head(x),)
-
-    def _run(self, part: nn.Module, x: Tensor) -> Tensor:
-        """`part(x)`, whose activations are computed again for the gradient where the config says so."""
-        if self.config.checkpointing and self.training and torch.is_grad_enabled():
-            return recomputed(part, x)
-        return part(x)
 
     def fused(self) -> Self:
         """A copy for inference, whose batch norms are folded into the convolutions before them."""

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from regard.contract import load_strictly
 from regard.layers.keras_names import from_keras
-from regard.layers.residual_blocks import recomputed
 from regard.layers.tensorflow_names import Leaves
 from regard.layers.volume_blocks import VolumeEncoder, initialise_as_keras
 from regard.models.medical.segmenter import Segmenter
@@ -162,11 +161,6 @@ class VolumeUNet(Segmenter):
         self.check_input(x)
         scores: Tensor = self.heads[-1](self.decoded(self.encoder(x))[-1])
         return scores
-
-    def block(self, block: nn.Module, x: Volumes) -> Volumes:
-        """A block's output, its activations kept or not as the config says."""
-        made: Tensor = recomputed(block, x) if self.config.checkpointing and self.training else block(x)
-        return made
 
     def reference_order(self) -> Order:
         """Our modules by kind, in the order in which Keras makes them in the reference."""
