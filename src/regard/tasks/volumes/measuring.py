@@ -139,7 +139,7 @@ def tables(measured: Sequence[Figures], *, small_ml: float, min_overlap: float, 
     return (
         _by_region(measured, regions, unit),
         _by_lesion(measured, regions, small_ml),
-        _by_patient(measured, regions, min_overlap),
+        *_by_patient(measured, regions, min_overlap),
         _worst(measured, unit),
     )
 
@@ -207,29 +207,23 @@ def _detection(hits: int, misses: int, false: int) -> tuple[str, ...]:
     )
 
 
-def _by_patient(measured: Sequence[Figures], regions: Sequence[str], min_overlap: float) -> Table:
-    rows = []
+def _by_patient(measured: Sequence[Figures], regions: Sequence[str], min_overlap: float) -> tuple[Table, Table]:
+    """Overlaps, and who was detected."""
+    overlaps, detections = [], []
     for region in regions:
-        overlaps = patients(measured, region)
-        there = [row for row in overlaps if row.true_ml]
-        healthy = [row for row in overlaps if not row.true_ml]
-        hits = sum(row.both_ml > 0 and row.dice > min_overlap for row in there)
-        false = sum(row.predicted_ml > 0 for row in healthy)
-        false += sum(row.predicted_ml > 0 and not (row.both_ml > 0 and row.dice > min_overlap) for row in there)
-        parts = mean(len(row.found.false) for row in overlaps)
-        true_positives = [row.dice for row in there if row.both_ml > 0 and row.dice > min_overlap]
-        rows.append(
-            (
-                region,
-                spread(row.dice for row in overlaps),
-                spread(true_positives),
-                *_detection(hits, len(there) - hits, false),
-                f"{parts:.2f}",
-            )
-        )
-    header = ("region", "Dice", "Dice of detected", "with it", "detected", "false", "recall", "precision", "F1")
+        own = patients(measured, region)
+        there = [row for row in own if row.true_ml]
+        hits = [row for row in there if row.both_ml > 0 and row.dice > min_overlap]
+        false = sum(row.predicted_ml > 0 for row in own) - len(hits)
+        parts = mean(len(row.found.false) for row in own)
+        overlaps.append((region, spread(row.dice for row in own), spread(row.dice for row in hits)))
+        detections.append((region, *_detection(len(hits), len(there) - len(hits), false), f"{parts:.2f}"))
+    header = ("region", "with it", "detected", "false", "recall", "precision", "F1", "false parts each")
     title = f"By patient: detected with Dice above {min_overlap:g}"
-    return (title, (*header, "false parts each"), tuple(rows))
+    return (
+        ("By patient: overlap", ("region", "Dice", "Dice of those detected"), tuple(overlaps)),
+        (title, header, tuple(detections)),
+    )
 
 
 def patients(measured: Sequence[Figures], region: str) -> list[Figures]:
