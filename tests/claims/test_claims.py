@@ -19,6 +19,7 @@ GRADES = {
     "dependencyvit": {"exact": 3, "ratio": 2, "scaled": 4, "out of reach": 3},
     "eca": {"exact": 3, "ratio": 2, "scaled": 2, "out of reach": 2},
     "efficientvit": {"exact": 2, "ratio": 3, "scaled": 1, "out of reach": 2},
+    "fusemax": {"exact": 7, "ratio": 1, "out of reach": 1},
     "halonet": {"exact": 5, "ratio": 2, "scaled": 2, "out of reach": 3},
     "hedgehog": {"exact": 3, "ratio": 1, "scaled": 3, "out of reach": 3},
     "hip": {"exact": 2, "ratio": 2, "scaled": 3, "out of reach": 2},

@@ -100,6 +100,7 @@ def test_tensors_that_cannot_be_placed_are_named(write_case, tensors, named) -> 
         ({"tolerance": {"rtol": 1e-4}}, "tolerance.atol"),
         ({"tolerance": {"rtol": 1e-4, "atol": "small"}}, "tolerance.atol"),
         ({"tolerance": {"rtol": 1e-4, "atol": 1e9}}, "tolerance.atol"),
+        ({"tolerance": {"rtol": 1e-4, "atol": 1e-5, "y_rtol": 1e9}}, "tolerance.y_rtol"),
         ({"reference": {"repo": "r", "commit": "c"}}, "reference.entry"),
     ],
 )

@@ -247,3 +247,55 @@ def test_random_numbers_are_the_same_for_each_case(write_case, use_adapter, toy_
     torch.rand(11)
     run_file(path)
     assert drawn[0] == drawn[1]
+
+
+# --------------------------------------------------------------------------------------------------- rules by name
+
+
+def renamed(y_name: str, tolerance: dict) -> dict:
+    """Fields of a case whose first output has another name, and whose gradients are left out."""
+    return {"outputs": [y_name, "tokens"], "tolerance": {"rtol": 1e-6, "atol": 0.0, **tolerance}, "gradients_of": None}
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "passes"),
+    [
+        ({}, False),
+        ({"energy_rtol": 0.02}, True),
+        ({"energy_rtol": 0.005}, False),
+        ({"energy_flat_rtol": 0.02, "energy_rtol": 0.005}, True),
+        ({"energy_rtol": 0.02, "flat_energy_rtol": 0.005}, False),
+        ({"energy_unfused_rtol": 0.02}, False),
+        ({"energies_rtol": 0.02}, False),
+        ({"energy": "not checked"}, True),
+        ({"energy_unfused": "not checked"}, False),
+    ],
+    ids=str,
+)
+def test_the_rule_with_the_most_words_of_the_name_holds(
+    write_case, toy_tensors, use_adapter, tolerance: dict, passes: bool
+) -> None:
+    """The output is off by 1 %."""
+    gradients = {name: None for name in toy_tensors if name.startswith("grad.")}
+    tensors = {"out.y": None, "out.flat.energy": toy_tensors["out.y"], **gradients, "in.loss_weight": None}
+    path = write_case(tensors=tensors, **renamed("flat.energy", tolerance))
+
+    def adapter(case: Case) -> Outcome:
+        assert len(case.state["weight"]) == len(case.state["bias"]) == 5
+        assert case.inputs["x"].shape[-1] == 3
+        return Outcome(outputs={"flat.energy": case.expected["flat.energy"] * 1.01, "tokens": torch.tensor([7, 7])})
+
+    use_adapter(adapter)
+    result = run_file(path)
+    assert result.passed == passes, result.problems
+    left_out = "not checked" in tolerance.values() and passes
+    assert result.unchecked == (("out.flat.energy",) if left_out else ())
+    assert result.as_json()["not_checked"] == list(result.unchecked)
+    assert result.compared == (1 if left_out else 2)
+
+
+def test_gradients_are_compared_even_where_outputs_are_left_out(write_case, toy_adapter) -> None:
+    result = run_file(write_case(tolerance={"rtol": 1e-4, "atol": 1e-5, "y": "not checked", "tokens": "not checked"}))
+    assert sorted(result.unchecked) == ["out.tokens", "out.y"]
+    # gradients have no rules by name
+    assert result.compared == 4

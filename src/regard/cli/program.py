@@ -27,6 +27,7 @@ COMMANDS = {
     "convert": "give a trained softmax language model another mechanism, by distillation",
     "list": "list all mechanisms and what each can do",
     "info": "show one mechanism: paper, capabilities, arguments, cost",
+    "hardware": "say what attention costs on an accelerator, from passes to seconds",
     "verify": "check parity with the authors' implementations, case by case",
     "reproduce": "measure the papers' claims on this machine",
 }

@@ -78,6 +78,9 @@ def _print(report: Report, console: Console) -> None:
             count = f"{len(result.settled)} of {result.compared} tensors"
             console.print(f"settled in float64 {result.system}/{result.name}: {count} are off by rounding alone")
     for result in report.results:
+        if result.unchecked:
+            console.print(f"left out by the case {result.system}/{result.name}: {', '.join(result.unchecked)}")
+    for result in report.results:
         if not result.passed:
             first, *more = result.problems or ("nothing was compared",)
             rest = f" (and {len(more)} more)" if more else ""

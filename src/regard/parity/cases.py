@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 LOSS_WEIGHT = "loss_weight"
+NOT_CHECKED = "not checked"
 GRADIENTS_OF = ("weighted", "out.loss", "notes")
 MODES = ("eval", "train")
 
@@ -95,7 +96,8 @@ class Case:
         call: `inputs` (names, sometimes in words) and `kwargs` of the call.
         output_names: the outputs in the reference's order.
         mode: "train" or "eval".
-        tolerance: `rtol` and `atol`, and what further the case says about them.
+        tolerance: `rtol` and `atol`, and what further the case says about them: `<words>_rtol` and `<words>_atol` are
+            for outputs in whose name all these words stand, `<words>: "not checked"` leaves such outputs out.
         notes: what else must be known; where it contradicts `call`, the notes are right.
         gradients_of: what the gradients are of: "weighted", "out.loss", "notes"; None where there are none.
         layer_order: names of layers in the order of their creation, for references that have no other names.
@@ -139,6 +141,21 @@ class Case:
         """Absolute tolerance."""
         return float(self.tolerance["atol"])
 
+    def tolerance_of(self, output: str) -> tuple[float, float] | None:
+        """Relative and absolute tolerance of an output, by its name without `out.`; None = it is not checked.
+
+        Of several rules that fit, the one with the most words holds.
+        """
+        words = _words(output)
+        unchecked = [key for key, value in self.tolerance.items() if value == NOT_CHECKED and _words(key) <= words]
+        if unchecked:
+            return None
+        return self._closest("rtol", words), self._closest("atol", words)
+
+    def _closest(self, kind: str, words: set[str]) -> float:
+        fitting = [key for key in self.tolerance if _words(key) <= words | {kind} and kind in _words(key)]
+        return float(self.tolerance[max(fitting, key=lambda key: len(_words(key)))])
+
     @property
     def input_leaves(self) -> dict[str, Tensor]:
         """The inputs that have a gradient in the file, under the gradients' names (`in.x`)."""
@@ -157,6 +174,10 @@ class Case:
             if self.expected[name].shape == shape and self.expected[name].is_floating_point():
                 return name
         raise CaseError(f"{self.path}: no output has the shape {tuple(shape)} of in.{LOSS_WEIGHT}")
+
+
+def _words(name: str) -> set[str]:
+    return set(name.replace(".", "_").split("_"))
 
 
 # --------------------------------------------------------------------------------------------------- finding
@@ -255,7 +276,8 @@ def _check_values(path: Path, described: Mapping[str, Any]) -> None:
     for name in ("repo", "commit", "entry"):
         if not isinstance(described["reference"].get(name), str):
             raise CaseError(f"{path}: reference.{name} must be a string")
-    for name in ("rtol", "atol"):
+    rules = [name for name in described["tolerance"] if name.endswith(("_rtol", "_atol"))]
+    for name in ("rtol", "atol", *rules):
         value = described["tolerance"].get(name)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
             raise CaseError(f"{path}: tolerance.{name} must be a number of at least 0 and below 1, got {value!r}")

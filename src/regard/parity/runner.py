@@ -33,6 +33,7 @@ class CaseResult:
         worst_name: the tensor that it belongs to.
         problems: what is wrong, a sentence each; empty for a case that passed.
         settled: tensors whose mismatch was found to be rounding, in float64.
+        unchecked: outputs that the case itself leaves out of the comparison.
         seconds: how long it took.
     """
 
@@ -44,6 +45,7 @@ class CaseResult:
     worst_name: str = ""
     problems: tuple[str, ...] = ()
     settled: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
     seconds: float = 0.0
 
     @property
@@ -63,6 +65,7 @@ class CaseResult:
             "worst_tensor": self.worst_name,
             "problems": list(self.problems),
             "settled_in_float64": list(self.settled),
+            "not_checked": list(self.unchecked),
             "elapsed_s": self.seconds,
         }
 
@@ -162,10 +165,12 @@ class _Comparison:
         self.off: dict[str, tuple[str, Tensor, Tensor]] = {}
         """Tensors that miss the tolerance: what is wrong, ours, and the reference's."""
         self.settled: list[str] = []
+        self.unchecked: list[str] = []
         self.problems: list[str] = []
 
     def add(self, name: str, ours: Any, expected: Tensor) -> None:
-        error, problem = compare_tensors(name, ours, expected, rtol=self.case.rtol, atol=self.case.atol)
+        rtol, atol = self._tolerance(name)
+        error, problem = compare_tensors(name, ours, expected, rtol=rtol, atol=atol)
         self.compared += 1
         self.errors[name] = error
         if problem and math.isfinite(error):
@@ -185,11 +190,15 @@ class _Comparison:
             self.problems.append(f"cannot be settled in float64: {describe_exception(error)}")
             return
         for name, (problem, ours, expected) in self.off.items():
-            tolerance = {"rtol": self.case.rtol, "atol": self.case.atol}
-            if is_rounding(expected, ours, exact[name], allowance[name], **tolerance):
+            rtol, atol = self._tolerance(name)
+            if is_rounding(expected, ours, exact[name], allowance[name], rtol=rtol, atol=atol):
                 self.settled.append(name)
             else:
                 self.problems.append(problem)
+
+    def _tolerance(self, name: str) -> tuple[float, float]:
+        of_output = self.case.tolerance_of(name.removeprefix("out.")) if name.startswith("out.") else None
+        return of_output or (self.case.rtol, self.case.atol)
 
     @property
     def worst_name(self) -> str:
@@ -230,6 +239,7 @@ def run_case(case: Case) -> CaseResult:
         worst_name=comparison.worst_name,
         problems=tuple(comparison.problems),
         settled=tuple(comparison.settled),
+        unchecked=tuple(comparison.unchecked),
         seconds=time.perf_counter() - start,
     )
 
@@ -264,7 +274,9 @@ def _unread(case: Case) -> list[str]:
 def _compare_outputs(comparison: _Comparison, outcome: Outcome) -> None:
     expected = comparison.case.expected
     for name, tensor in expected.items():
-        if name in outcome.outputs:
+        if comparison.case.tolerance_of(name) is None:
+            comparison.unchecked.append(f"out.{name}")
+        elif name in outcome.outputs:
             comparison.add(f"out.{name}", outcome.outputs[name], tensor)
         else:
             comparison.problems.append(f"the adapter left out out.{name}")

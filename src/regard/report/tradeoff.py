@@ -172,34 +172,46 @@ def _front(front: Points) -> list[dict[str, Any]]:
 
 
 def _label_places(spots: Sequence[Spot], x: Axis, y: Axis, front: Points, frame: Frame) -> list[str]:
-    """Return where each spot's name stands; empty where there is no room for it.
-
-    A name never covers a marker or another name; it covers as few error bars and parts of the front as it can.
-    """
-    if len(spots) > MOST_LABELLED:
-        return [""] * len(spots)
+    """Return where each spot's name stands, away from error bars and from the front where that is possible."""
 
     def place(cost: float, quality: float) -> tuple[float, float]:
         return x.fraction(cost) * frame.width, y.fraction(quality) * frame.height
 
     lines = _steps_taken([place(*point) for point in front])
     centres = [place(spot.cost, spot.quality) for spot in spots]
-    taken: list[Box] = []
     for (cx, cy), spot in zip(centres, spots, strict=True):
-        reach = frame.gap * 0.8
-        taken.append((cx - reach, cy - reach, cx + reach, cy + reach))
         bar = abs(place(spot.cost, spot.quality + (spot.spread or 0.0))[1] - cy)
         lines.append((cx - 4, cy - bar, cx + 4, cy + bar))
+    return place_names(centres, [units.shorten(spot.entry.row.name, 22) for spot in spots], lines, frame)
+
+
+def place_names(
+    centres: Sequence[tuple[float, float]], names: Sequence[str], lines: Sequence[Box], frame: Frame
+) -> list[str]:
+    """Return where each name stands, as Plotly calls the places around a marker; empty where there is no room for it.
+
+    A name never covers a marker or another name; it covers as few of `lines` as it can.
+
+    Args:
+        centres: of the markers, from the lower left corner of the plot, in the frame's unit.
+        names: of the markers; an empty one needs no room.
+        lines: boxes around what else is drawn.
+        frame: the plot.
+    """
+    if sum(map(bool, names)) > MOST_LABELLED:
+        return [""] * len(names)
+    reach = frame.gap * 0.8
+    taken: list[Box] = [(cx - reach, cy - reach, cx + reach, cy + reach) for cx, cy in centres]
     chosen = []
-    for centre, spot in zip(centres, spots, strict=True):
-        options = _options(centre, frame.letter * len(units.shorten(spot.entry.row.name, 22)), frame)
+    for centre, name in zip(centres, names, strict=True):
+        options = _options(centre, frame.letter * len(name), frame) if name else {}
         free = {
-            name: sum(_overlap(box, line) for line in lines)
-            for name, box in options.items()
+            option: sum(_overlap(box, line) for line in lines)
+            for option, box in options.items()
             if box[0] >= 0 and box[2] <= frame.width and box[1] >= 0 and box[3] <= frame.height
             if not any(_overlap(box, other) for other in taken)
         }
-        best = min(free, key=lambda name: free[name], default="")
+        best = min(free, key=lambda option: free[option], default="")
         chosen.append(best)
         taken += [options[best]] if best else []
     return chosen

@@ -232,7 +232,7 @@ def _training_notes(record: TrainingRecord) -> list[str]:
 def _ingredients(record: EvaluationRecord) -> list[Section]:
     """Return the sections that a training run and an evaluation share; one without content is left out."""
     sections = []
-    tables = [*_final_table(record), *(_listing(table) for table in record.tables[:_MOST_TABLES])]
+    tables = [*_final_table(record), *(listing(table) for table in record.tables[:_MOST_TABLES])]
     if tables:
         lead = _left_out(len(record.tables) - _MOST_TABLES, "tables")
         body = fragment("tables.html", tables=tables)
@@ -271,7 +271,8 @@ def _final_table(record: EvaluationRecord) -> list[Listing]:
     return [Listing(title, ["metric", *map(_short, parts)], rows, frozenset())]
 
 
-def _listing(table: Grid) -> Listing:
+def listing(table: Grid) -> Listing:
+    """Return a table of any content as the page shows it: cells as text, what is too long left out with a word."""
     title, header, rows = table
     shown = [list(row)[:_MOST_COLUMNS] for row in rows[:_MOST_ROWS]]
     heads = list(header)[:_MOST_COLUMNS]
