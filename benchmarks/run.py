@@ -52,6 +52,7 @@ FILES = (
     "braintumor",
     "medusa",
     "volumes",
+    "hardware",
 )
 TESTED = ("tests/ops", "tests/mixers", "tests/layers")
 

@@ -63,6 +63,11 @@ HEADLINES = (
     "vision growth maxvit_block",
     "data loading language",
     "compare overhead",
+    "agunet forward",
+    "volumes windows agunet",
+    "volumes memory agunet",
+    "hardware sweep",
+    "hardware roofline 1 thread",
 )
 """The races in the README, one per target."""
 KINDS = {"sequence": "sequence mixer", "feature": "feature mixer", "model": "model"}
