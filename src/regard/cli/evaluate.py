@@ -23,6 +23,8 @@ EXAMPLES = """
   regard evaluate runs/tumour_folds --out evaluation/
 """
 
+SAMPLE = "sample"
+"""Where a run keeps the sample that it wrote, as `regard.tasks.volumes.sample` names it."""
 MOST_ROWS = 40
 """Rows of a table that are printed."""
 
@@ -111,11 +113,18 @@ def chosen_device(device: str) -> str:
 
 
 def data_of_run(checkpoint: Path) -> str | None:
-    """The files that the run in whose folder a checkpoint lies was trained on; None = the sample, or no such run."""
+    """The files that the run in whose folder a checkpoint lies was trained on, or the sample that it wrote there.
+
+    Returns:
+        The path as the run was given it; None where neither is known, and a sample is made anew.
+    """
     from regard.tasks import runs
 
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    return runs.read_wishes(folder).data if (folder / runs.RUN).is_file() else None
+    if not (folder / runs.RUN).is_file():
+        return None
+    written = folder / SAMPLE
+    return runs.read_wishes(folder).data or (str(written) if written.is_dir() else None)
 
 
 def print_tables(extras: Extras, console: Console) -> None:

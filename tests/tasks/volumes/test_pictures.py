@@ -103,3 +103,20 @@ def test_smaller_regions_are_drawn_over_larger_ones() -> None:
     assert abs(picture[160, 160] - picture[10, 10]).sum() > 40
     assert [name for name, _ in legend_of(BRATS)] == ["WT", "TC", "ET"]
     assert legend_of(BRATS)[1][1] == COLOURS[1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "planes"),
+    [
+        ((40, 40, 2), (1.0, 1.0, 1.0), ["axial"]),
+        ((40, 40, 2), (1.0, 1.0, 2.0), ["axial", "coronal", "sagittal"]),
+        ((2, 40, 40), (1.0, 1.0, 1.0), ["sagittal"]),
+        ((40, 2, 2), (1.0, 1.0, 1.0), ["axial", "coronal", "sagittal"]),
+    ],
+    ids=["slab", "thick slab", "standing slab", "rod"],
+)
+def test_a_view_in_which_a_slab_is_but_a_strip_is_left_out(shape, spacing, planes) -> None:
+    grid = Grid(shape, affine((0, 1, 2), (1, 1, 1), spacing=spacing))
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    made = scene(values, grid, np.zeros(shape, dtype=np.uint8), grid, LESION)
+    assert [title.split(",")[0] for title, _ in made.views()] == planes

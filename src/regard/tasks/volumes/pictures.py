@@ -17,6 +17,8 @@ COLOURS = ((230, 159, 0), (86, 180, 233), (204, 121, 167), (0, 158, 115), (240, 
 TRUTH = (255, 255, 255)
 SHARE = 0.45
 """How much of the colour covers the intensities."""
+STRIP = 16
+"""From how many times as long as wide on a view is not worth showing."""
 SIDE = 320
 """Pixels of the longer side of a view."""
 CONTRAST = (0.5, 99.5)
@@ -66,12 +68,17 @@ class Scene:
         return x, y, z
 
     def views(self) -> list[tuple[str, bytes]]:
-        """Titles and PNG files; one view of an image, three of a volume."""
+        """Titles and PNG files; one view of an image, three of a volume, without those in which it is but a strip."""
         if self.flat:
             return [("", self._drawn(2, 0))]
         focus = self.focus()
         made = []
+        extents = [size * step for size, step in zip(self.grid.shape, self.grid.spacing, strict=True)]
         for axis in (2, 1, 0):
+            sides = [extent for other, extent in enumerate(extents) if other != axis]
+            # a volume that is a rod has no other views than strips
+            if max(sides) > STRIP * min(sides) and sorted(extents)[1] > STRIP * min(extents):
+                continue
             place = (self.grid.affine @ np.array([*focus, 1.0]))[axis]
             title = (
                 f"{PLANES[axis]}, slice {focus[axis] + 1} of {self.grid.shape[axis]}, {LETTERS[axis]} = {place:.1f} mm"
