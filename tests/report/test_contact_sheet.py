@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,17 @@ def test_every_image_is_there_with_its_answers() -> None:
     assert "photos/text.jpg is not an image" in page.text
     assert "regard predict run 'a b.jpg' --out out" in page.text
     assert "most frequent cat the answer for 4" in page.text
+
+
+def test_what_the_network_looked_at_stands_beside_its_image() -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 0, 0)).save(stream, "PNG")
+    first, second = record().pictures
+    page = Document(contact_sheet(record(pictures=[replace(first, overlay=stream.getvalue()), second])))
+    sources = [attrs["src"] for attrs in page.tags("img")]
+    assert [source.split(";")[0] for source in sources] == ["data:image/jpeg", "data:image/png", "data:image/jpeg"]
+    assert "what the network looked at: the redder, the more" in page.text
+    assert "looked at" not in Document(contact_sheet(record())).text
 
 
 def test_the_page_asks_for_nothing_and_is_small() -> None:

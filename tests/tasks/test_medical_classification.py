@@ -292,6 +292,7 @@ def test_predictions_have_pictures_of_the_global_map(lists, tmp_path) -> None:
         assert picture.mode == "RGB"
     assert task.sheet is not None
     assert task.sheet.total == 21
+    assert [shown.overlay[:4] for shown in task.sheet.inputs[:4]] == [b"\x89PNG"] * 3 + [b""]
 
 
 def test_networks_without_maps_predict_alone(lists, tmp_path) -> None:

@@ -114,7 +114,7 @@ def _write_sheet(loaded: Checkpoint, sheet: Sheet, folder: Path) -> Path:
     record = SheetRecord(
         title=f"Predictions of {loaded.header.model}",
         command=command(),
-        pictures=[Picture(found.name, found.thumbnail, found.answers) for found in sheet.inputs],
+        pictures=[Picture(found.name, found.thumbnail, found.answers, found.overlay) for found in sheet.inputs],
         bad=sheet.bad,
         total=sheet.total,
         counts=sheet.counts,

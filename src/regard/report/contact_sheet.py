@@ -28,11 +28,13 @@ class Picture:
         name: of its file.
         thumbnail: a small JPEG.
         answers: classes and probabilities, the likeliest first.
+        overlay: a PNG of what the network looked at; empty where there is none.
     """
 
     name: str
     thumbnail: bytes
     answers: Sequence[tuple[str, float]]
+    overlay: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,16 +119,23 @@ def _images(record: SheetRecord) -> Section:
     pictures = [
         {
             "name": units.shorten(units.clean(picture.name), 120),
-            "source": "data:image/jpeg;base64," + base64.b64encode(picture.thumbnail).decode("ascii"),
+            "source": _embedded(picture.thumbnail, "jpeg"),
+            "overlay": _embedded(picture.overlay, "png") if picture.overlay else "",
             "answers": [_answer(name, share) for name, share in picture.answers],
         }
         for picture in record.pictures
     ]
     left = record.total - len(pictures)
     lead = "The likeliest classes of each image with their probabilities."
+    if any(picture.overlay for picture in record.pictures):
+        lead += " Beside some, what the network looked at: the redder, the more."
     if left > 0:
         lead += f" {units.whole(left)} more images are left out here; predictions.csv has all of them."
     return Section("images", "Images", "Images", lead, fragment("contact_sheet.html", pictures=pictures))
+
+
+def _embedded(file: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(file).decode("ascii")
 
 
 def _answer(name: str, share: float) -> dict[str, str]:

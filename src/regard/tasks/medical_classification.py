@@ -214,12 +214,12 @@ class MedicalClassification(ImageClassifier):
     # -- results
 
     @torch.no_grad()
-    def further_results(self, model: nn.Module, files: list[Path], out: Path) -> list[Path]:
+    def overlays(self, model: nn.Module, files: list[Path], out: Path) -> dict[Path, Path]:
         """The global map, or the finest head's, over some of the images, where the network has one."""
         attention_maps = getattr(model, "attention_maps", None)
         if attention_maps is None:
-            return []
-        view, written = self.view(None), []
+            return {}
+        view, written = self.view(None), {}
         for number, path in enumerate(files[: self.settings.overlays], 1):
             pixels = view.square(view.copy(path), self.normal.channels)
             images = self.normal.of(np.stack([pixels])).to(device_of(model), float_type_of(model))
@@ -229,7 +229,7 @@ class MedicalClassification(ImageClassifier):
                 break
             target = out / f"attention-{number:03}-{path.stem[:80]}.png"
             write_atomically(target, overlay(pixels, maps[0][0, 0]))
-            written.append(target)
+            written[path] = target
         return written
 
 

@@ -59,11 +59,13 @@ class Shown:
         name: of the file.
         thumbnail: a small JPEG.
         answers: classes and probabilities, the likeliest first.
+        overlay: a PNG of what the network looked at; empty where none was made.
     """
 
     name: str
     thumbnail: bytes
     answers: tuple[tuple[str, float], ...]
+    overlay: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -50,14 +50,14 @@ def test_a_file_named_twice_is_told_once(tmp_path):
 def test_a_page_shows_some_of_many(tmp_path, monkeypatch):
     folder = write_images(tmp_path / "photos", {"a": 7})
     monkeypatch.setattr(predictions, "MOST_SHOWN", 2)
-    sheet = made(sorted((folder / "a").iterdir())).sheet()
+    sheet = made(sorted((folder / "a").iterdir())).sheet({})
     assert (len(sheet.inputs), sheet.total) == (2, 7)
     assert sum(count for _, count in sheet.counts) == 7
 
 
 @pytest.mark.parametrize(("name", "size"), [("1x1", (128, 128)), ("3x5000", (4, 128)), ("RGBA", (128, 96))])
 def test_a_picture_is_small_and_can_be_seen(tmp_path, name, size):
-    (found,) = made([write_odd(tmp_path, name)]).sheet().inputs
+    (found,) = made([write_odd(tmp_path, name)]).sheet({}).inputs
     with Image.open(io.BytesIO(found.thumbnail)) as image:
         assert (image.format, image.size) == ("JPEG", size)
 

@@ -68,9 +68,9 @@ class ImageClassifier(Task):
         """The files that a path to predict stands for."""
         return images_below(path)
 
-    def further_results(self, model: nn.Module, files: list[Path], out: Path) -> list[Path]:
-        """After the table is written: what else is told of files that were predicted; returns the files written."""
-        return []
+    def overlays(self, model: nn.Module, files: list[Path], out: Path) -> dict[Path, Path]:
+        """Write pictures of what the network looked at in some of the predicted files: PNG files, by input."""
+        return {}
 
     # -- raw files
 
@@ -212,6 +212,7 @@ class ImageClassifier(Task):
             lambda pixels: self._scores(model, self.normal.of(pixels).to(device_of(model))).cpu(),
         )
         write_atomically(out / "predictions.csv", made.csv_text())
-        self.sheet = made.sheet()
+        written = self.overlays(model, list(made.answers), out)
+        self.sheet = made.sheet({path: picture.read_bytes() for path, picture in written.items()})
         self.bad = list(self.sheet.bad)
-        return [out / "predictions.csv", *self.further_results(model, list(made.answers), out)]
+        return [out / "predictions.csv", *written.values()]

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -97,11 +97,18 @@ class Predictions:
             writer.writerow([_text(path), *[""] * (2 * self.top), why])
         return table.getvalue()
 
-    def sheet(self) -> Sheet:
-        """What the page shows."""
+    def sheet(self, overlays: Mapping[Path, bytes]) -> Sheet:
+        """What the page shows.
+
+        Args:
+            overlays: PNG files of what the network looked at, by input; of some or none.
+        """
         counts = Counter(answers[0][0] for answers in self.answers.values())
         return Sheet(
-            inputs=tuple(Shown(shown(path), picture, self.answers[path]) for path, picture in self._pictures.items()),
+            inputs=tuple(
+                Shown(shown(path), picture, self.answers[path], overlays.get(path, b""))
+                for path, picture in self._pictures.items()
+            ),
             bad=tuple((shown(path), why) for path, why in self.bad.items()),
             total=len(self.answers),
             counts=tuple(counts.most_common()),
