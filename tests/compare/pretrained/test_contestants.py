@@ -113,3 +113,25 @@ def test_only_what_keeps_the_quality_is_recommended():
     without = recommend([rows[0], rows[3]])
     assert [answer["question"] for answer in without] == ["Nearest to full attention"]
     assert recommend([]) == []
+
+
+def test_the_models_own_attention_is_recommended_where_nothing_takes_less():
+    rows = with_distance(
+        [
+            row("sdpa", 10.0, 0.9, ratio=1.0, cache=100),
+            row("a", 10.1, 0.9, ratio=1.3, cache=100),
+            row("b", 10.0, 0.9, ratio=1.7, cache=40),
+        ]
+    )
+    answers = {answer["question"]: answer for answer in recommend(rows)}
+    assert [answers[question]["name"] for question in ("Shortest prompt", "Fastest decoding", "Smallest cache")] == [
+        "sdpa",
+        "sdpa",
+        "b",
+    ]
+    assert answers["Shortest prompt"]["sentence"] == (
+        "The model's own attention: none that keeps its quality to 2% takes less. "
+        "a comes next, with 1.30 times sdpa's time for 64 tokens."
+    )
+    alone = recommend(with_distance([row("sdpa", 10.0, 0.9, ratio=1.0), row("a", 10.1, 0.9, ratio=1.3)]))
+    assert "a takes 1.30 times sdpa's time" in alone[0]["sentence"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from regard._version import VERSION
@@ -107,7 +107,7 @@ def _keeps_needles(row: Row, own: Row) -> bool:
 
 
 def recommend(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Answers to three questions, each from the rows' own figures."""
+    """Answers to three questions, each from the rows' own figures; full attention itself may be one."""
     ok = finished(rows)
     good = [row for row in kept(ok) if row["name"] != YARDSTICK]
     if not ok:
@@ -119,20 +119,36 @@ def recommend(rows: Sequence[Row]) -> list[dict[str, str]]:
         )
         return [{"question": "Nearest to full attention", "name": nearest["name"], "sentence": sentence}]
     at = longest(ok)
+    own = next((row for row in ok if row["name"] == YARDSTICK), None)
+    time = f"times {YARDSTICK}'s time"
     answers = [
-        _least(good, "Shortest prompt", lambda row: cost_ratio(row, at), f"times {YARDSTICK}'s time for {at:,} tokens"),
-        _least(good, "Fastest decoding", _decode_ratio, f"times {YARDSTICK}'s time per token"),
-        _least(good, "Smallest cache", _cache_bytes, "", size=True),
+        _least(good, own, "Shortest prompt", lambda row: cost_ratio(row, at), f"{time} for {at:,} tokens"),
+        _least(good, own, "Fastest decoding", _decode_ratio, f"{time} per token"),
+        _least(good, own, "Smallest cache", _cache_bytes, "", size=True),
     ]
     return [answer for answer in answers if answer is not None]
 
 
-def _least(rows: Sequence[Row], question: str, figure: Any, words: str, *, size: bool = False) -> dict[str, str] | None:
+def _least(
+    rows: Sequence[Row],
+    own: Row | None,
+    question: str,
+    figure: Callable[[Row], float | None],
+    words: str,
+    *,
+    size: bool = False,
+) -> dict[str, str] | None:
+    """The row with the least figure, or full attention where its own is no larger."""
     known = [(value, row) for row in rows if (value := figure(row)) is not None]
     if not known:
         return None
     value, row = min(known, key=lambda pair: pair[0])
     told = bytes_in_words(value) if size else f"{ratio_in_words(value)} {words}"
+    there = None if own is None else figure(own)
+    if own is not None and there is not None and there <= value:
+        besides = f"{row['name']} comes next, with {told}" if len(known) > 1 else f"{row['name']} takes {told}"
+        sentence = f"The model's own attention: none that keeps its quality to {MARGIN:.0%} takes less. {besides}."
+        return {"question": question, "name": own["name"], "sentence": sentence}
     count = f"the least of the {len(known)} that keep" if len(known) > 1 else "the only one that keeps"
     sentence = f"{told}, {count} full attention's quality to {MARGIN:.0%}. {_figures(row)}."
     return {"question": question, "name": row["name"], "sentence": sentence}
