@@ -79,7 +79,7 @@ class MedicalClassification(ImageClassifier):
                 raise UserError(f"{shown(path)} has {next(iter(lists.values())).name}, but no train.txt")
             return read_covidx(path, lists)
         if (path / RSNA_LABELS).is_file():
-            return read_rsna(path)
+            return read_rsna(path, detailed=self.settings.rsna_classes == "detailed")
         return labelled_files(path, fewest=1 if self.classes else 2)
 
     def _sample(self, cache: Path | None) -> Labelled:

@@ -81,10 +81,45 @@ def test_a_patient_with_any_box_has_pneumonia(tmp_path) -> None:
         ("patientId,x\na,1\n", "has no column Target"),
         ("", "has no column Target, patientId"),
         ("patientId,Target\n", "names no patient"),
-        ("patientId,Target\na,2\n", "line 2: the patient must be a name and Target 0 or 1, got 'a' and '2'"),
-        ("patientId,Target\n../a,1\n", re.escape("got '../a' and '1'")),
+        ("patientId,Target\na,2\n", "line 2: Target must be 0 or 1, got '2'"),
+        ("patientId,Target\n../a,1\n", re.escape("the patient must be a name, got '../a'")),
     ],
 )
 def test_ill_tables_are_one_line(tmp_path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         rsna(tmp_path, text)
+
+
+def detailed(folder: Path, text: str):
+    (folder / "stage_2_detailed_class_info.csv").write_text(text)
+    return read_rsna(folder, detailed=True)
+
+
+def test_the_detailed_table_has_three_classes(tmp_path) -> None:
+    rows = "a,Lung Opacity\na,Lung Opacity\nb,Normal\nc,No Lung Opacity / Not Normal\n"
+    found = detailed(tmp_path, "patientId,class\n" + rows)
+    assert found.patients == ["a", "b", "c"]
+    assert [found.classes[number] for number in found.labels] == [
+        "Lung Opacity",
+        "Normal",
+        "No Lung Opacity / Not Normal",
+    ]
+    # what is looked for comes last
+    assert found.classes[-1] == "Lung Opacity"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("patientId,Target\na,1\n", "has no column class"),
+        ("patientId,class\na,ill\n", "line 2: class must be one of Normal, .*, got 'ill'"),
+        ("patientId,class\na,Normal\na,Lung Opacity\n", "line 3: a has two classes"),
+        ("patientId,class\n", r"detailed_class_info\.csv names no patient"),
+    ],
+)
+def test_ill_detailed_tables_are_one_line(tmp_path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        detailed(tmp_path, text)
+    (tmp_path / "stage_2_detailed_class_info.csv").unlink()
+    with pytest.raises(UserError, match=r"cannot read .*detailed_class_info\.csv"):
+        read_rsna(tmp_path, detailed=True)

@@ -3,7 +3,7 @@
 COVIDx: a folder with `train.txt`, and `test.txt` and `val.txt` where there are such; a line says "patient filename
 class source". Images lie in `train/`, `test/` and `val/`, or beside the lists.
 RSNA: a folder with `stage_2_train_labels.csv` (a row per box, so several per patient; 1 in the column Target =
-pneumonia) and images named by patient in `stage_2_train_images/`.
+pneumonia) and images named by patient in `stage_2_train_images/`; `stage_2_detailed_class_info.csv` has three classes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ LISTS = {"train": "train", "val": "validation", "valid": "validation", "validati
 IN_FRONT = ("negative", "normal", "pneumonia", "positive", "COVID-19")
 """Classes that come first, in this order, so that the finding that is looked for is the last."""
 RSNA_LABELS, RSNA_IMAGES = "stage_2_train_labels.csv", "stage_2_train_images"
+RSNA_DETAILS = "stage_2_detailed_class_info.csv"
+RSNA_DETAILED = ("Normal", "No Lung Opacity / Not Normal", "Lung Opacity")
 RSNA_CLASSES = ("no pneumonia", "pneumonia")
 _SUFFIXES = (".dcm", ".png", ".jpg", ".jpeg")
 
@@ -84,41 +86,70 @@ def _place(folder: Path, path: Path, name: str) -> Path:
     return inner if inner.is_file() or not (folder / name).is_file() else folder / name
 
 
-def read_rsna(folder: Path) -> Labelled:
+def read_rsna(folder: Path, *, detailed: bool = False) -> Labelled:
     """The images of the RSNA Pneumonia Challenge's training part, one per patient.
 
+    Args:
+        folder: with the challenge's tables.
+        detailed: the three classes of the detailed table, instead of whether there is pneumonia.
+
     Raises:
-        UserError: a table that lacks its columns, a row without 0 or 1, or no row.
+        UserError: a table that lacks its columns, a row without a class, or no row.
     """
-    path = folder / RSNA_LABELS
-    targets: dict[str, int] = {}
+    found = _detailed(folder / RSNA_DETAILS) if detailed else _targets(folder / RSNA_LABELS)
+    if not found:
+        raise UserError(f"{shown(folder / (RSNA_DETAILS if detailed else RSNA_LABELS))} names no patient")
+    return Labelled(
+        images=[_image_of(folder / RSNA_IMAGES, patient) for patient in found],
+        labels=np.array(list(found.values()), dtype=np.int64),
+        parts=(),
+        classes=RSNA_DETAILED if detailed else RSNA_CLASSES,
+        source=shown(folder),
+        root=folder,
+        patients=list(found),
+    )
+
+
+def _targets(path: Path) -> dict[str, int]:
+    """1 for patients of whom a row says so."""
+    found: dict[str, int] = {}
+    for line, patient, target in _table(path, "Target"):
+        if target not in ("0", "1"):
+            raise UserError(f"{shown(path)}, line {line}: Target must be 0 or 1, got {shown(target, 80)!r}")
+        found[patient] = max(int(target), found.get(patient, 0))
+    return found
+
+
+def _detailed(path: Path) -> dict[str, int]:
+    """The number of each patient's class, the same in all of the patient's rows."""
+    found: dict[str, int] = {}
+    for line, patient, name in _table(path, "class"):
+        if name not in RSNA_DETAILED:
+            known = ", ".join(RSNA_DETAILED)
+            raise UserError(f"{shown(path)}, line {line}: class must be one of {known}, got {shown(name, 80)!r}")
+        number = RSNA_DETAILED.index(name)
+        if found.setdefault(patient, number) != number:
+            raise UserError(f"{shown(path)}, line {line}: {shown(patient, 80)} has two classes")
+    return found
+
+
+def _table(path: Path, column: str) -> Iterator[tuple[int, str, str]]:
+    """Line, patient and a column of every row."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = csv.DictReader(stream)
-            missing = {"patientId", "Target"} - set(rows.fieldnames or ())
+            missing = {"patientId", column} - set(rows.fieldnames or ())
             if missing:
                 raise UserError(f"{shown(path)} has no column {', '.join(sorted(missing))}")
             for row in rows:
-                patient, target = str(row["patientId"]), str(row["Target"])
-                if target not in ("0", "1") or PurePath(patient).name != patient:
+                patient = str(row["patientId"])
+                if PurePath(patient).name != patient:
                     raise UserError(
-                        f"{shown(path)}, line {rows.line_num}: the patient must be a name and Target 0 or 1, got "
-                        f"{shown(patient, 80)!r} and {shown(target, 80)!r}"
+                        f"{shown(path)}, line {rows.line_num}: the patient must be a name, got {shown(patient, 80)!r}"
                     )
-                targets[patient] = max(int(target), targets.get(patient, 0))
+                yield rows.line_num, patient, str(row[column])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read {shown(path)}: {shown(str(error), 120)}") from None
-    if not targets:
-        raise UserError(f"{shown(path)} names no patient")
-    return Labelled(
-        images=[_image_of(folder / RSNA_IMAGES, patient) for patient in targets],
-        labels=np.array(list(targets.values()), dtype=np.int64),
-        parts=(),
-        classes=RSNA_CLASSES,
-        source=shown(folder),
-        root=folder,
-        patients=list(targets),
-    )
 
 
 def _image_of(folder: Path, patient: str) -> Path:

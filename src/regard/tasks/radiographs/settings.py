@@ -24,6 +24,8 @@ class RadiographSettings:
         positive_share: share of every training batch that is of the positive class; 0 = as it comes.
         positive_class: its name; empty = "positive", "COVID-19" or "pneumonia" where there is one of these, else the
             last class.
+        rsna_classes: of the RSNA Pneumonia Challenge: "target" (pneumonia or none) or "detailed" (normal, neither, lung
+            opacity).
         class_weights: of the loss: "none", "balanced" (classes with fewer training images weigh more), or a number for
             each class in their order.
         augment: whether training sees random views.
@@ -47,6 +49,7 @@ class RadiographSettings:
     statistics: Literal["data", "imagenet"] = "data"
     positive_share: float = 0.3
     positive_class: str = ""
+    rsna_classes: Literal["target", "detailed"] = "target"
     class_weights: tuple[float, ...] | Literal["none", "balanced"] = "none"
     augment: bool = True
     translation: float = 0.1
