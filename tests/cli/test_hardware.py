@@ -157,8 +157,11 @@ def test_calibrate_writes_a_machine_that_cost_reads(regard, tmp_path: Path, monk
         (["cost", "--arch", "flt"], "unknown design 'flt': did you mean flat?"),
         (["cost", "lightning"], "are for softmax attention: for lightning name --arch h200"),
         (["cost", "window", "--arch", "cpu", "--keys-seen", "0"], "keys and agents must be positive, got 0 and 49"),
-        (["sweep", "bert"], "sweep takes no TARGET, got 'bert'"),
+        (["sweep", "bert"], "sweep takes no TARGET: it is for passes and cost"),
         (["compare", "--machine", "no.json"], "cannot read no.json"),
+        (["compare", "--rank", "m"], "compare takes no --rank: it is for passes"),
+        (["passes", "hip", "--seq", "64"], "passes takes no --seq: it is for cost and compare and sweep"),
+        (["cost", "--agents", "7"], "--keys-seen and --agents are for chips that exist"),
         (["measure"], "must be passes or cost or compare or sweep or calibrate, got measure"),
         (["sweep", "--json", "no/folder/x.json"], "there is no folder no/folder"),
     ],
@@ -183,3 +186,12 @@ def test_hardware_needs_no_torch() -> None:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0, ran.stderr
     assert "720 points" in ran.stdout
+
+
+def test_compare_and_sweep_take_some_workloads(regard, tmp_path: Path) -> None:
+    ran = regard("hardware", "compare", "--workload", "xlm", "--out", str(tmp_path / "page"))
+    assert "6 workloads" in ran.out
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "5 designs, 6 workloads: XLM at 1K to 1M" in page
+    assert "1 workload, " in regard("hardware", "compare", "--workload", "t5", "--seq", "512").out
+    assert "120 points" in regard("hardware", "sweep", "--seq", "4096").out

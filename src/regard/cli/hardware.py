@@ -27,6 +27,14 @@ EXAMPLES = """
   regard hardware sweep --workload xlm --seq 262144
   regard hardware calibrate --json machine.json
 """
+USES: dict[str, set[str]] = {
+    "passes": {"target", "rank"},
+    "cost": {"target", "workload", "seq", "arch", "keys_seen", "agents"},
+    "compare": {"workload", "seq", "machine"},
+    "sweep": {"workload", "seq"},
+    "calibrate": set(),
+}
+"""The arguments of each action, beside those of all."""
 Action = Literal["passes", "cost", "compare", "sweep", "calibrate"]
 Made = tuple[dict[str, Any], "HardwareRecord | None"]
 
@@ -38,9 +46,9 @@ def run(
     rank: str | None = None,
     workload: str | None = None,
     seq: int | None = None,
-    arch: str = "fusemax",
-    keys_seen: int = 512,
-    agents: int = 49,
+    arch: str | None = None,
+    keys_seen: int | None = None,
+    agents: int | None = None,
     machine: Path | None = None,
     json: Path | None = None,
     out: Path | None = None,
@@ -57,11 +65,12 @@ def run(
         action: passes, cost, compare, sweep or calibrate.
         target: for passes and cost, a cascade that comes with the library (softmax is one) or a file.
         rank: whose passes are counted (default the keys').
-        workload: bert, trxl, t5 or xlm (default bert; sweep and compare take all).
-        seq: number of queries and of keys (default 65,536; for sweep 262,144).
-        arch: for cost, a design (unfused, flat, cascade, arch, fusemax), or h200, cpu or a file that calibrate wrote.
-        keys_seen: for cost on a chip, the keys that a query attends to in window and hip.
-        agents: for cost on a chip, the number of agents.
+        workload: bert, trxl, t5 or xlm (default bert for cost, all for compare and sweep).
+        seq: number of queries and of keys (default 65,536 for cost, all of 1K to 1M for compare and sweep).
+        arch: for cost, a design (unfused, flat, cascade, arch, fusemax), or h200, cpu or a file that calibrate wrote
+            (default fusemax).
+        keys_seen: for cost on a chip, the keys that a query attends to in window and hip (default 512).
+        agents: for cost on a chip, the number of agents (default 49).
         machine: a file that calibrate wrote, whose roof compare draws too.
         json: write the figures to this file.
         out: folder for report.html.
@@ -69,21 +78,21 @@ def run(
     from regard.cli.console import output
     from regard.cli.errors import writable_file
 
+    given: dict[str, object] = {"target": target, "rank": rank, "workload": workload, "seq": seq, "arch": arch}
+    given |= {"keys_seen": keys_seen, "agents": agents, "machine": machine}
+    _check_given(action, {name for name, value in given.items() if value is not None})
     writable_file(json)
     console = output()
     try:
         if action == "passes":
             figures, record = _passes(console, target, rank)
         elif action == "cost":
-            figures, record = _cost(console, target or "softmax", workload, seq, arch, keys_seen, agents)
+            figures, record = _cost(console, target or "softmax", workload, seq, arch or "fusemax", keys_seen, agents)
         elif action == "compare":
-            _no_target(action, target)
-            figures, record = _compare(console, machine)
+            figures, record = _compare(console, workload, seq, machine)
         elif action == "sweep":
-            _no_target(action, target)
             figures, record = _sweep(console, workload, seq)
         else:
-            _no_target(action, target)
             figures, record = _calibrate(console)
     except ValueError as error:
         raise UserError(f"{target}: {error}" if action == "passes" and target else str(error)) from None
@@ -94,9 +103,16 @@ def run(
     return 0
 
 
-def _no_target(action: str, target: str | None) -> None:
-    if target is not None:
-        raise UserError(f"{action} takes no TARGET, got {target!r}")
+def _check_given(action: Action, given: set[str]) -> None:
+    """Refuse what an action does not use.
+
+    Raises:
+        UserError: an argument is for other actions, which are named.
+    """
+    for name in sorted(given - USES[action]):
+        shown = "TARGET" if name == "target" else f"--{name.replace('_', '-')}"
+        others = " and ".join(other for other, uses in USES.items() if name in uses)
+        raise UserError(f"{action} takes no {shown}: it is for {others}")
 
 
 def _write_json(path: Path, figures: dict[str, Any]) -> None:
@@ -178,8 +194,17 @@ def _passes(console: Console, target: str | None, rank: str | None) -> Made:
     return passes(console, found_cascade(target), rank)
 
 
-def _cost(console: Console, target: str, model: str | None, seq: int | None, arch: str, keys: int, agents: int) -> Made:
+def _cost(
+    console: Console,
+    target: str,
+    model: str | None,
+    seq: int | None,
+    arch: str,
+    keys_seen: int | None,
+    agents: int | None,
+) -> Made:
     from regard.cli.hardware_costs import cost_on_chip, cost_on_design
+    from regard.hardware.chips import AGENTS, SEEN
     from regard.hardware.designs import DESIGNS
     from regard.hardware.roofline import MACHINES
     from regard.hardware.workloads import workload
@@ -189,27 +214,31 @@ def _cost(console: Console, target: str, model: str | None, seq: int | None, arc
     path = Path(arch)
     if arch in MACHINES or path.is_file():
         machine = MACHINES[arch] if arch in MACHINES else read_machine(path)
-        return cost_on_chip(console, cascade, work, machine, keys, agents)
+        keys_seen, agents = SEEN if keys_seen is None else keys_seen, AGENTS if agents is None else agents
+        return cost_on_chip(console, cascade, work, machine, keys_seen, agents)
     if not cascade.name.startswith("attention"):
         raise UserError(
             f"the designs {', '.join(DESIGNS)} are for softmax attention: for {cascade.name} name --arch h200, cpu or "
             "a file that calibrate wrote"
         )
+    if keys_seen is not None or agents is not None:
+        raise UserError("--keys-seen and --agents are for chips that exist: name --arch h200 or cpu")
     return cost_on_design(console, work, arch)
 
 
-def _compare(console: Console, machine: Path | None) -> Made:
+def _compare(console: Console, model: str | None, seq: int | None, machine: Path | None) -> Made:
     from regard.cli.hardware_costs import compare
+    from regard.hardware.workloads import workloads
 
-    return compare(console, None if machine is None else read_machine(machine))
+    return compare(console, workloads(model, seq), None if machine is None else read_machine(machine))
 
 
 def _sweep(console: Console, model: str | None, seq: int | None) -> Made:
     from regard.cli.hardware_costs import sweep_all, sweep_one
+    from regard.hardware.workloads import workloads
 
-    if model is None and seq is None:
-        return sweep_all(console)
-    return sweep_one(console, model or "bert", 262144 if seq is None else seq)
+    works = workloads(model, seq)
+    return sweep_one(console, works[0]) if len(works) == 1 else sweep_all(console, works)
 
 
 def _calibrate(console: Console) -> Made:

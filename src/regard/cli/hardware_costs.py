@@ -16,7 +16,7 @@ from regard.hardware.linear import linear_cost
 from regard.hardware.passes import count_passes
 from regard.hardware.roofline import MACHINES, Machine
 from regard.hardware.sweep import Point, pareto_front, sweep, sweep_designs
-from regard.hardware.workloads import LENGTHS, MODELS, TITLES, Workload, all_workloads, length_in_words, workload
+from regard.hardware.workloads import TITLES, Workload, length_in_words
 from regard.report.hardware import (
     GrowthLine,
     HardwareRecord,
@@ -27,6 +27,7 @@ from regard.report.hardware import (
     Timeline,
     TimelinePhase,
 )
+from regard.wording import count_in_words
 
 if TYPE_CHECKING:
     from regard.cli.console import Console
@@ -43,6 +44,8 @@ ROOFED = ("attention_one_pass", "softplus", "window", "hip", "agent", "aaren", "
 """Cascades under the roofs: the others of attention compute what the 1-pass one does."""
 GROWN = (64, 128, 256, 512, 1024)
 SWEPT_LENGTH = 262144
+TYPICAL = 65536
+"""The length of the workload whose timeline and roofs are shown."""
 
 
 def cost_on_design(console: Console, work: Workload, name: str) -> Made:
@@ -109,59 +112,55 @@ def cost_on_chip(console: Console, found: Cascade, work: Workload, machine: Mach
     return figures, record
 
 
-def compare(console: Console, calibrated: Machine | None) -> Made:
-    """Print and return five designs on 24 workloads."""
-    works = all_workloads()
+def compare(console: Console, works: list[Workload], calibrated: Machine | None) -> Made:
+    """Print and return five designs on some workloads."""
     ups = _speed_ups(works, list(DESIGNS.values()))
-    rows = []
-    for name in DESIGNS:
-        own = [up for up in ups if up.design == name]
-        costs = [attention_cost(work, DESIGNS[name]) for work in works]
-        rows.append(
-            (
-                name,
-                f"{fmean(up.attention for up in own):.3f}x",
-                f"{fmean(up.end_to_end or 0.0 for up in own):.3f}x",
-                f"{fmean(cost.util_2d for cost in costs):.1%}",
-                f"{fmean(cost.util_1d for cost in costs):.1%}",
-                f"{_energy_ratio(works, name):.3f}",
-            )
-        )
     headings = ("design", "attention", "end to end", "2-D array", "1-D array", "energy (calibrated)")
-    console.print(f"{len(works)} workloads, arithmetic means; times faster than {YARDSTICK}, energy relative to it")
+    rows = [_means(name, works, ups) for name in DESIGNS]
+    said = f"{count_in_words(len(works), 'workload')}, arithmetic means"
+    console.print(f"{said}; times faster than {YARDSTICK}, energy relative to it", soft_wrap=True)
     console.print(table(headings, rows))
     machines = [*MACHINES.values(), *([calibrated] if calibrated else [])]
-    example = workload("bert", 65536)
+    example = next((work for work in works if work.keys == TYPICAL), works[-1])
     record = HardwareRecord(
         title="Attention on accelerators",
-        subtitle=f"{len(DESIGNS)} designs, {len(works)} workloads: {', '.join(TITLES.values())} at "
-        f"{length_in_words(LENGTHS[0])} to {length_in_words(LENGTHS[-1])}",
+        subtitle=f"{len(DESIGNS)} designs, {_in_words(works)}",
         yardstick=YARDSTICK,
         speed_ups=[up for up in ups if up.design != YARDSTICK],
         roofs=[_roof(machine) for machine in machines],
         roof_points=[_roof_point(cascade(name), example, machine) for machine in machines for name in ROOFED],
         growth=[_growth_line(cascade(name)) for name in names() if name.startswith("attention")],
-        sizes=[size for model in ("bert", "xlm") for size in _sizes(workload(model, SWEPT_LENGTH))],
+        sizes=[size for work in works if work.keys == SWEPT_LENGTH for size in _sizes(work)],
         timelines=[_timeline(example, DESIGNS[name]) for name in ("flat", "cascade", "arch", "fusemax")],
         notes=[CALIBRATED, AREAS],
     )
-    figures: dict[str, Any] = {
-        "yardstick": YARDSTICK,
-        "means": [dict(zip(headings, row, strict=True)) for row in rows],
-        "points": [
-            {"model": work.model, "seq": work.keys, "arch": name, **asdict(attention_cost(work, chip))}
-            | {"linear": asdict(linear_cost(work, chip))}
-            for work in works
-            for name, chip in DESIGNS.items()
-        ],
-        "notes": [CALIBRATED],
-    }
-    return figures, record
+    points = [
+        {"model": work.model, "seq": work.keys, "arch": name, **asdict(attention_cost(work, chip))}
+        | {"linear": asdict(linear_cost(work, chip))}
+        for work in works
+        for name, chip in DESIGNS.items()
+    ]
+    means = [dict(zip(headings, row, strict=True)) for row in rows]
+    return {"yardstick": YARDSTICK, "means": means, "points": points, "notes": [CALIBRATED]}, record
 
 
-def sweep_one(console: Console, model: str, seq: int) -> Made:
+def _means(name: str, works: list[Workload], ups: list[SpeedUp]) -> tuple[str, ...]:
+    """A design's row."""
+    own = [up for up in ups if up.design == name]
+    costs = [attention_cost(work, DESIGNS[name]) for work in works]
+    base = [attention_cost(work, DESIGNS[YARDSTICK]) for work in works]
+    return (
+        name,
+        f"{fmean(up.attention for up in own):.3f}x",
+        f"{fmean(up.end_to_end or 0.0 for up in own):.3f}x",
+        f"{fmean(cost.util_2d for cost in costs):.1%}",
+        f"{fmean(cost.util_1d for cost in costs):.1%}",
+        f"{fmean(cost.energy_pj / other.energy_pj for cost, other in zip(costs, base, strict=True)):.3f}",
+    )
+
+
+def sweep_one(console: Console, work: Workload) -> Made:
     """Print and return FuseMax at six sizes for one workload."""
-    work = workload(model, seq)
     points = sweep(work)
     front = {point.array for point in pareto_front(points)}
     rows = [
@@ -182,9 +181,8 @@ def sweep_one(console: Console, model: str, seq: int) -> Made:
     return figures, record
 
 
-def sweep_all(console: Console) -> Made:
-    """Print and return all designs on all workloads at all sizes of the arrays."""
-    works = all_workloads()
+def sweep_all(console: Console, works: list[Workload]) -> Made:
+    """Print and return all designs on several workloads at all sizes of the arrays."""
     points = sweep_designs(works)
     rows = []
     for array in ARRAYS:
@@ -202,13 +200,21 @@ def sweep_all(console: Console) -> Made:
     )
     console.print(table(("array", *DESIGNS), rows))
     console.print(SIZED, soft_wrap=True)
+    shown = SWEPT_LENGTH if any(work.keys == SWEPT_LENGTH for work in works) else works[-1].keys
     record = HardwareRecord(
         title="FuseMax of six sizes",
-        subtitle=f"at {SWEPT_LENGTH:,} tokens",
-        sizes=[size for model in MODELS for size in _sizes(workload(model, SWEPT_LENGTH))],
+        subtitle=f"at {shown:,} tokens",
+        sizes=[size for work in works if work.keys == shown for size in _sizes(work)],
         notes=[AREAS],
     )
     return {"points": [asdict(point) for point in points], "notes": [CALIBRATED, SIZED]}, record
+
+
+def _in_words(works: list[Workload]) -> str:
+    models = ", ".join(dict.fromkeys(TITLES[work.model] for work in works))
+    lengths = [length_in_words(work.keys) for work in works]
+    span = lengths[0] if len(set(lengths)) == 1 else f"{lengths[0]} to {lengths[-1]}"
+    return f"{count_in_words(len(works), 'workload')}: {models} at {span}"
 
 
 def _title(work: Workload) -> str:
@@ -232,13 +238,6 @@ def _speed_ups(works: list[Workload], chips: list[Design]) -> list[SpeedUp]:
                 )
             )
     return made
-
-
-def _energy_ratio(works: list[Workload], name: str) -> float:
-    return fmean(
-        attention_cost(work, DESIGNS[name]).energy_pj / attention_cost(work, DESIGNS[YARDSTICK]).energy_pj
-        for work in works
-    )
 
 
 def _timeline(work: Workload, chip: Design) -> Timeline:

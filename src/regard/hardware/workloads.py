@@ -82,9 +82,24 @@ def workload(model: str, seq_len: int) -> Workload:
     return Workload(model=model, **sizes, value_dim=sizes["head_dim"], keys=seq_len, queries=seq_len)
 
 
+def workloads(model: str | None = None, seq_len: int | None = None) -> list[Workload]:
+    """Workloads of the paper's four models at its six lengths.
+
+    Args:
+        model: only this model; None = all.
+        seq_len: only this length, which need not be one of the six; None = all.
+
+    Raises:
+        ValueError: an unknown model, or a length that is not positive.
+    """
+    models = MODELS if model is None else (model,)
+    lengths = LENGTHS if seq_len is None else (seq_len,)
+    return [workload(name, length) for name in models for length in lengths]
+
+
 def all_workloads() -> list[Workload]:
     """The paper's 24: four models at six lengths."""
-    return [workload(model, length) for model in MODELS for length in LENGTHS]
+    return workloads()
 
 
 def length_in_words(length: int) -> str:
