@@ -134,6 +134,7 @@ class _Run:
     sizes: dict[str, int]
     along: str | None
     store: dict[str, dict[int | None, Array]] = field(default_factory=dict)
+    alive: int = 0
     peak: int = 0
     fetched: int = 0
 
@@ -143,6 +144,7 @@ class _Run:
         self.order = in_order(self.cascade)
         self.stages = self._stages()
         self.last = self._last_reads()
+        self.held_inputs = self._held_inputs()
 
     # -- the plan
 
@@ -217,7 +219,6 @@ class _Run:
             free = [rank for rank in free if rank not in einsum.reduction.ranks]
         value = np.array(np.transpose(value, [free.index(rank) for rank in own]), dtype=np.float64)
         self._keep(einsum, value, coordinate)
-        self._tell()
 
     def _keep(self, einsum: Einsum, value: Array, coordinate: int | None) -> None:
         """Store a value; a reduction over the rank that is gone along is taken up from one coordinate to the next."""
@@ -233,38 +234,47 @@ class _Run:
             assert einsum.reduction is not None
             joined = {"sum": np.add, "max": np.maximum, "min": np.minimum, "prod": np.multiply}
             value = joined[einsum.reduction.operator](held[slot], value)
+        self._count(einsum.name, value.size - (held[slot].size if slot in held else 0))
         held[slot] = value
 
-    def _tell(self) -> None:
-        alive = sum(
-            value.size for name, held in self.store.items() for value in held.values() if not self._is_output(name)
-        )
-        resident = sum(value.size for name, value in self.inputs.items() if self.along not in self.axes[name])
-        streamed = sum(
-            value.size // self.sizes[str(self.along)]
+    def _held_inputs(self) -> int:
+        """Words of inputs on the chip: those without the rank that is gone along, and one coordinate of the others."""
+        return sum(
+            value.size // (self.sizes[str(self.along)] if self.along in self.axes[name] else 1)
             for name, value in self.inputs.items()
-            if self.along in self.axes[name]
         )
-        self.peak = max(self.peak, alive + resident + streamed)
+
+    def _count(self, name: str, words: int) -> None:
+        """Words of a tensor have come to life, or are dropped; outputs are not counted."""
+        if not self._is_output(name):
+            self.alive += words
+            self.peak = max(self.peak, self.alive + self.held_inputs)
+
+    def _drop(self, name: str, slot: int | None) -> None:
+        value = self.store[name].pop(slot, None)
+        if value is not None:
+            self._count(name, -value.size)
 
     def _is_output(self, name: str) -> bool:
         return name in self.cascade.outputs
 
     def _drop_tile(self, stage: int, coordinate: int) -> None:
         """After a coordinate: what only this stage reads, and running quantities but the latest."""
-        for name, held in self.store.items():
+        for name in self.store:
             if self._is_output(name) or (self.last.get(name, 0) > stage and name not in self.iterative):
                 continue
             if name in self.iterative:
                 later = self.last.get(name, 0) > stage + 0.5
                 if not later:
-                    held.pop(coordinate, None)
+                    self._drop(name, coordinate)
             elif self.along in self.axes[name]:
-                held.pop(coordinate, None)
+                self._drop(name, coordinate)
 
     def _drop_stage(self, stage: int) -> None:
         for name in list(self.store):
             if not self._is_output(name) and self.last.get(name, 0) <= stage + 0.5 and self._is_written(name, stage):
+                for slot in list(self.store[name]):
+                    self._drop(name, slot)
                 del self.store[name]
 
     def _is_written(self, name: str, stage: int) -> bool:
