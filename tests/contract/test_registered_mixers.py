@@ -42,7 +42,9 @@ def check_exports(names: list[str]) -> None:
     assert {cls.__qualname__: failures for cls, failures in found.items() if failures} == {}
 
 
-@pytest.mark.parametrize("number", range(PROCESSES))
+@pytest.mark.parametrize(
+    "number", [pytest.param(number, marks=[pytest.mark.slow] * (number % 2)) for number in range(PROCESSES)]
+)
 def test_all_forms_export(number: int) -> None:
     check_exports([name for name in EXPORTED if name not in COMPOSED][number::PROCESSES])
 

@@ -102,7 +102,7 @@ def test_more_rows_and_keys_than_a_tile_has() -> None:
     compare(tensors(1, (1, 1), (67, 131)), choice, Reach(37, 5), torch.tensor([64]))
 
 
-@pytest.mark.parametrize("widths", [(20, 3), (33, 67)], ids=str)
+@pytest.mark.parametrize("widths", [(20, 3), pytest.param((33, 67), marks=pytest.mark.slow)], ids=str)
 def test_any_widths(widths: tuple[int, int]) -> None:
     choice = random_choice(1, 1, 11, 11, block_q=6, block_k=2)
     compare(tensors(1, (1, 1), (11, 11), widths), choice, Reach(2, 1), zeros(1))
@@ -117,7 +117,7 @@ def test_what_is_chosen_and_near_counts_once() -> None:
     torch.testing.assert_close(y, full)
 
 
-@pytest.mark.parametrize("room", [0, 2])
+@pytest.mark.parametrize("room", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_nothing_chosen_leaves_window_and_sinks(room: int) -> None:
     nothing = BlockChoice(zeros(1).expand(1, 2, 4, room), torch.zeros(1, 2, 4, dtype=torch.int64), block_q=3, block_k=2)
     compare(tensors(1, (2, 1), (11, 11)), nothing, Reach(2, 1), zeros(1))
@@ -176,7 +176,9 @@ def test_strided_inputs_are_read_in_place() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("types", ["bfloat16", "float16", "float32 bfloat16"])
+@pytest.mark.parametrize(
+    "types", ["bfloat16", *(pytest.param(types, marks=pytest.mark.slow) for types in ("float16", "float32 bfloat16"))]
+)
 def test_narrow_storage(types: str) -> None:
     """The values may be narrower than queries and keys."""
     of_keys, of_values = (getattr(torch, types.split()[place]) for place in (0, -1))

@@ -84,7 +84,7 @@ def test_strided_inputs_are_read_in_place() -> None:
     compare(q, k.mT.contiguous().mT, first=42, **SIZES)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_narrow_storage_chooses_by_unrounded_products(dtype: torch.dtype) -> None:
     q, k = (x.to(dtype) for x in tensors((5, 83), width=13))
     compare(q, k, first=78, **SIZES)

@@ -73,7 +73,7 @@ def test_the_interpreter_makes_kernels_available_everywhere() -> None:
 
 
 @pytest.mark.parametrize("slopes", [None, SLOPES], ids=["plain", "decay"])
-@pytest.mark.parametrize("tokens", [1, 7, 17, 33])
+@pytest.mark.parametrize("tokens", [1, *(pytest.param(tokens, marks=pytest.mark.slow) for tokens in (7, 17)), 33])
 def test_values_states_and_gradients(tokens: int, slopes: tuple[float, ...] | None) -> None:
     compare(tensors(1, tokens, 16, 16), slopes)
 
@@ -110,7 +110,7 @@ def test_without_a_state_and_with_a_normaliser(slopes: tuple[float, ...] | None)
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_narrow_storage_and_a_wide_state(dtype: torch.dtype) -> None:
     wide = tensors(1, 18, 8, 8)
     narrow = [x.detach().to(dtype).requires_grad_() for x in wide[:3]]

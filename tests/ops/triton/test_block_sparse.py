@@ -23,7 +23,7 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 
 
 @needs_triton
-@pytest.mark.parametrize(("marked", "tests"), [("not slow", 24), pytest.param("slow", 3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("marked", "tests"), [("not slow", 20), pytest.param("slow", 7, marks=pytest.mark.slow)])
 def test_kernels_under_the_interpreter(marked: str, tests: int) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", marked, str(INTERPRETED)]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
