@@ -41,6 +41,9 @@ TILES = {
 }
 """By the width of heads: rows and columns of a tile, at most, and warps. Wide tiles are of float32. So they fit in
 registers, and in the 99 KiB of shared memory that the smallest of recent GPUs have."""
+WIDEST_SPLIT = 128
+"""Heads up to this width are multiplied as three products of TF32 backward; the parts of wider ones would need 144 KiB
+of shared memory, so that these are multiplied in float32 itself."""
 
 # --------------------------------------------------------------------------------------------------- the operator
 
@@ -227,6 +230,8 @@ def launch_backward(
     q, k, v, d_out = (in_rows(x) for x in (q, k, v, d_out))
     options = products(q.dtype, keep_float16=False)
     options |= _tiles(q.shape[-1], v.shape[-1], block_q=block_q, wide=_is_wide(options), direction="backward")
+    if options["PRECISION"] == "tf32x3" and max(options["HEAD"], options["VALUE"]) > WIDEST_SPLIT:
+        options["PRECISION"] = "ieee"
     with on_device(q):
         backward_kernel[_grid(counts, block_q, options["ROWS"])](
             q,
