@@ -116,6 +116,8 @@ def test_the_summary_is_the_arithmetic_mean_over_workloads() -> None:
     page = Document(hardware_page(HardwareRecord(title="x", speed_ups=ups)))
     assert f"fusemax 5.00{TIMES} 2.00{TIMES} to 8.00{TIMES} on 2 workloads" in page.text
     assert "end to end" not in page.text
+    alone = Document(hardware_page(HardwareRecord(title="x", speed_ups=ups[:1])))
+    assert f"fusemax 2.00{TIMES} on one workload" in alone.text
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -106,7 +106,8 @@ def _summary(record: HardwareRecord) -> list[Section]:
         if not attention:
             continue
         whole = [found for row in own if (found := positive(row.end_to_end))]
-        sentence = f"{units.ratio(min(attention))} to {units.ratio(max(attention))} on {len(attention)} workloads"
+        span = f"{units.ratio(min(attention))} to {units.ratio(max(attention))} on {len(attention)} workloads"
+        sentence = span if len(attention) > 1 else "on one workload"
         if whole:
             sentence += f"; end to end {units.ratio(fmean(whole))}"
         tiles.append(Tile(words(design), units.ratio(fmean(attention)), sentence, look))
