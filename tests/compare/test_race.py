@@ -269,7 +269,9 @@ def test_children_end_when_the_race_is_killed(tmp_path, text_file):
     assert results(tmp_path / "out")["finished"] is False
 
 
-@pytest.mark.parametrize("limit_bytes", [2000, pytest.param(12_000, marks=pytest.mark.slow), 60_000])
+@pytest.mark.parametrize(
+    "limit_bytes", [2000, *(pytest.param(limit, marks=pytest.mark.slow) for limit in (12_000, 60_000))]
+)
 def test_a_full_disk_is_one_line_and_what_was_written_is_whole(tmp_path, text_file, limit_bytes):
     """The limit on a file's size fails like a full disk: in the data, in a child, or in the report."""
     ended = run(tmp_path, "text", data=str(text_file), mechanisms="softmax", out="out", limit_bytes=limit_bytes)

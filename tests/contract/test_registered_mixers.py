@@ -14,7 +14,7 @@ REGISTERED = [*regard.systems(kind="sequence"), *regard.systems(kind="feature")]
 CHECKS = [(name, check) for name in REGISTERED for check in contract_checks(regard.get_class(name))]
 COMPOSED = {"titans_mac", "titans_mag", "titans_mal"}
 """Made of `titans_lmm` and attention: tracing them takes as long as tracing half of the others together."""
-TRACED_SLOWLY = {(name, "compile") for name in (*COMPOSED, "sea")}
+TRACED_SLOWLY = {(name, "compile") for name in (*COMPOSED, "landmark", "recycled", "routing", "sea", "titans_lmm")}
 EXPORTED = [name for name, check in CHECKS if check.name == "export"]
 PROCESSES = 6
 """Processes in which mixers are exported: the start of one takes as long as the export of several mixers."""
