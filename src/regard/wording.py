@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import unicodedata
+from collections.abc import Iterable
 
 _BINARY_STEPS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -43,6 +45,13 @@ def ratio_in_words(ratio: float) -> str:
     """A ratio with two decimals, or below 0.1 with two significant digits: "12.30", "0.97", "0.0041"."""
     digits = 2 if ratio >= 0.1 or ratio <= 0 else 1 - math.floor(math.log10(ratio))
     return f"{ratio:.{digits}f}"
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """What an unknown name may have meant: "did you mean bert?", or all that there is."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
 
 
 def count_in_words(count: int, noun: str, plural: str = "") -> str:

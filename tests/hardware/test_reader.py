@@ -55,6 +55,9 @@ def test_products_bind_more_than_sums_and_comparisons_least() -> None:
 
 BASE = "rank e, m, p\ninput Q[e, p], K[e, m]\noutput X\n"
 FAULTS = {
+    "operator of a rank": ("operator f(x) = x * m", 4, 21, "the operator f may use its arguments alone: x"),
+    "operator of a tensor": ("operator f(x) = x * K[e, m]", 4, 21, "the operator f may use its arguments alone: x"),
+    "argument with ranks": ("operator f(x) = x[e]", 4, 17, "the operator f may use its arguments alone: x"),
     "unknown rank": ("X[p] = sum(z) Q[e, p]", 4, 12, "unknown rank z: the ranks are e, m, p"),
     "unknown index": ("X[q] = sum(e) Q[e, p]", 4, 3, "unknown rank q"),
     "unbound": ("X[p] = Q[e, p]", 4, 8, "the rank e is unbound: X neither has it nor reduces over it"),

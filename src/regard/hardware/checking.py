@@ -9,7 +9,6 @@ from regard.hardware.einsum import (
     CascadeError,
     Coordinate,
     Einsum,
-    Index,
     Place,
     Reference,
     walk,
@@ -148,12 +147,6 @@ def _check_starts(cascade: Cascade) -> None:
             raise CascadeError(f"{einsum.name} runs over {rank} and has no value at {rank} = 0", einsum.result.place)
 
 
-def is_earlier(read: Reference, written: Reference) -> bool:
-    """Whether a coordinate is read that comes before the one that is written, on some rank that both have."""
-    places = {index.rank: index.shift for index in written.indices if index.rank is not None}
-    return any(index.rank in places and index.shift < places[index.rank] for index in read.indices)
-
-
 def dependencies(cascade: Cascade) -> dict[int, set[int]]:
     """For every einsum, by number, those that must come before it at the same coordinates."""
     writers: dict[str, list[int]] = {}
@@ -218,6 +211,3 @@ def in_order(cascade: Cascade) -> list[int]:
 
 def _check_cycles(cascade: Cascade) -> None:
     in_order(cascade)
-
-
-__all__ = ["Index", "axes_of", "check", "dependencies", "in_order", "is_earlier", "iterative_ranks"]

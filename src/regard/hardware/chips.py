@@ -6,13 +6,12 @@ whole fibers to reach it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
 
 from regard.hardware.checking import axes_of
 from regard.hardware.einsum import Apply, Cascade, CascadeError, Einsum, Reference, walk
-from regard.hardware.operators import COST_FREE
-from regard.hardware.passes import parts_of
+from regard.hardware.growth import operations, points
 from regard.hardware.roofline import Kernel, Machine
 from regard.hardware.workloads import Workload
 
@@ -67,7 +66,7 @@ def sizes_for(cascade: Cascade, work: Workload, *, keys_seen: int = SEEN, agents
             found[rank] = known[whole]
             continue
         inner = min(BLOCK if cascade.name in SPARSE else TILE, known[whole])
-        found[rank] = inner if rank == parts_of(cascade, whole)[1] else -(-known[whole] // inner)
+        found[rank] = inner if rank == cascade.inner(whole) else -(-known[whole] // inner)
     return found
 
 
@@ -83,18 +82,18 @@ def as_kernel(cascade: Cascade, work: Workload, *, keys_seen: int = SEEN, agents
     sizes = sizes_for(cascade, work, keys_seen=keys_seen, agents=agents)
     flops = exps = others = 0
     for einsum in cascade.einsums:
-        own = _points(einsum, sizes)
+        total = operations(einsum, sizes)
         if is_contraction(einsum):
-            flops += 2 * own
+            flops += total
             continue
-        applied = [part.operator for part in walk(einsum.expression) if isinstance(part, Apply)]
-        exps += own * sum(operator in _UNITS for operator in applied)
-        others += own * sum(operator not in _UNITS | COST_FREE for operator in applied)
-        others += own * int(einsum.reduction is not None)
+        units = sum(isinstance(part, Apply) and part.operator in _UNITS for part in walk(einsum.expression))
+        own = units * points(einsum, sizes)
+        exps += own
+        others += total - own
     whole = sizes | {rank: -(-work.keys // BLOCK) for rank in ("m1",) if cascade.name in SPARSE and rank in sizes}
     whole |= {"m": work.keys} if "m" in sizes else {}
     axes = axes_of(cascade)
-    words = sum(_size(axes[name], whole) for name in (*cascade.inputs, *cascade.outputs))
+    words = sum(math.prod(whole[rank] for rank in axes[name]) for name in (*cascade.inputs, *cascade.outputs))
     return Kernel(
         name=cascade.name,
         flops=float(work.rows * flops),
@@ -128,14 +127,3 @@ def is_contraction(einsum: Einsum) -> bool:
         and product.operator == "*"
         and all(isinstance(part, Reference) for part in product.arguments)
     )
-
-
-def _points(einsum: Einsum, sizes: Mapping[str, int]) -> int:
-    return _size(einsum.ranks(), sizes)
-
-
-def _size(ranks: tuple[str, ...], sizes: Mapping[str, int]) -> int:
-    total = 1
-    for rank in ranks:
-        total *= sizes[rank]
-    return total

@@ -9,9 +9,10 @@ energies at 1K to 64K; energies that the model tells are consistent with those, 
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 from typing import Literal
+
+from regard.wording import suggestion
 
 DesignName = Literal["unfused", "flat", "cascade", "arch", "fusemax"]
 MEBIBYTE = 2**20
@@ -122,8 +123,5 @@ def design(name: str) -> Design:
     """
     name = {"binding": "fusemax"}.get(name, name)
     if name not in DESIGNS:
-        near = difflib.get_close_matches(name, DESIGNS, n=1)
-        raise ValueError(
-            f"unknown design {name!r}: " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(DESIGNS)}")
-        )
+        raise ValueError(f"unknown design {name!r}: {suggestion(name, DESIGNS)}")
     return DESIGNS[name]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,8 +85,12 @@ def random_inputs(cascade: Cascade, rank: str, length: int, *, seed: int) -> dic
     return inputs
 
 
-def operations(einsum: Einsum, sizes: dict[str, int]) -> int:
+def points(einsum: Einsum, sizes: Mapping[str, int]) -> int:
+    """The coordinates that an einsum iterates over."""
+    return math.prod(sizes[rank] for rank in einsum.ranks())
+
+
+def operations(einsum: Einsum, sizes: Mapping[str, int]) -> int:
     """Operators of the map that compute, and reductions, at every coordinate."""
-    points = int(np.prod([sizes[rank] for rank in einsum.ranks()], dtype=np.int64)) if einsum.ranks() else 1
     own = sum(isinstance(part, Apply) and part.operator not in COST_FREE for part in walk(einsum.expression))
-    return points * (own + int(einsum.reduction is not None))
+    return points(einsum, sizes) * (own + int(einsum.reduction is not None))

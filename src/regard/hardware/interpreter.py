@@ -7,7 +7,7 @@ been read, as a chip with a buffer of its own would; inputs along the rank are f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -292,37 +292,27 @@ class _Run:
     # -- values
 
     def _value(self, expression: Expression, free: list[str], coordinate: int | None) -> Array:
-        if isinstance(expression, Number):
-            return np.array(expression.value)
-        if isinstance(expression, Coordinate):
-            if expression.rank == self.along and coordinate is not None:
+        def leaf(part: Reference | Coordinate) -> Array:
+            if isinstance(part, Reference):
+                return self._read(part, free, coordinate)
+            if part.rank == self.along and coordinate is not None:
                 return np.array(float(coordinate))
-            numbers = np.arange(self.sizes[expression.rank], dtype=np.float64)
-            return numbers.reshape([-1 if rank == expression.rank else 1 for rank in free])
-        if isinstance(expression, Reference):
-            return self._read(expression, free, coordinate)
-        return self._applied(expression, free, coordinate)
+            numbers = np.arange(self.sizes[part.rank], dtype=np.float64)
+            return numbers.reshape([-1 if rank == part.rank else 1 for rank in free])
 
-    def _applied(self, call: Apply, free: list[str], coordinate: int | None) -> Array:
-        values = [self._value(argument, free, coordinate) for argument in call.arguments]
-        if call.operator in self.cascade.operators:
-            operator = self.cascade.operators[call.operator]
-            bound = dict(zip(operator.parameters, values, strict=True))
-            return self._body(operator.body, bound)
-        with np.errstate(all="ignore"):
-            return np.asarray(FUNCTIONS[call.operator][1](*values))
+        return self._evaluated(expression, leaf)
 
-    def _body(self, expression: Expression, bound: Mapping[str, Array]) -> Array:
-        """The value of an operator that the cascade defines."""
+    def _evaluated(self, expression: Expression, leaf: Callable[[Reference | Coordinate], Array]) -> Array:
+        """An expression's value, where `leaf` says what stands at its ends."""
         if isinstance(expression, Number):
             return np.array(expression.value)
-        if isinstance(expression, Reference):
-            return bound[expression.tensor]
-        assert isinstance(expression, Apply)
-        values = [self._body(argument, bound) for argument in expression.arguments]
-        if expression.operator in self.cascade.operators:
-            operator = self.cascade.operators[expression.operator]
-            return self._body(operator.body, dict(zip(operator.parameters, values, strict=True)))
+        if not isinstance(expression, Apply):
+            return leaf(expression)
+        values = [self._evaluated(argument, leaf) for argument in expression.arguments]
+        operator = self.cascade.operators.get(expression.operator)
+        if operator is not None:
+            bound = dict(zip(operator.parameters, values, strict=True))
+            return self._evaluated(operator.body, lambda part: bound[_name_of(part)])
         with np.errstate(all="ignore"):
             return np.asarray(FUNCTIONS[expression.operator][1](*values))
 
@@ -356,3 +346,9 @@ class _Run:
         count = self.sizes[str(self.along)]
         stacked = np.stack([held[slot + index.shift] for slot in range(count)], axis=0)
         return stacked, [str(self.along), *rest]
+
+
+def _name_of(argument: Reference | Coordinate) -> str:
+    # the reader lets nothing but its arguments into an operator
+    assert isinstance(argument, Reference)
+    return argument.tensor

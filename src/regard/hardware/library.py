@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 from pathlib import Path
 
 from regard.hardware.einsum import Cascade, CascadeError
 from regard.hardware.reader import read_file
+from regard.wording import suggestion
 
 FOLDER = Path(__file__).parent / "cascades"
 SUFFIX = ".cascade"
@@ -42,9 +42,7 @@ def cascade(name: str) -> Cascade:
     """
     name = SYSTEMS.get(name, name)
     if name not in ALONG:
-        near = difflib.get_close_matches(name, [*ALONG, *SYSTEMS], n=1)
-        known = ", ".join([*ALONG, *SYSTEMS])
-        raise CascadeError(f"no cascade {name!r}: " + (f"did you mean {near[0]}?" if near else f"there are {known}"))
+        raise CascadeError(f"no cascade {name!r}: {suggestion(name, [*ALONG, *SYSTEMS])}")
     return read_file(FOLDER / (name + SUFFIX))
 
 

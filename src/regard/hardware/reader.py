@@ -36,6 +36,7 @@ from regard.hardware.einsum import (
     Place,
     Reduction,
     Reference,
+    walk,
 )
 from regard.hardware.operators import CONSTANTS, FUNCTIONS, REDUCTIONS
 
@@ -206,7 +207,13 @@ class _Reader:
         line.take(")")
         line.take("=")
         names = tuple(token.text for token in parameters)
-        self.operators[name.text] = Operator(name.text, names, self._expression(line, names))
+        body = self._expression(line, names)
+        for part in walk(body):
+            is_argument = isinstance(part, Reference) and part.tensor in names and not part.indices
+            if isinstance(part, Reference | Coordinate) and not is_argument:
+                told = f"the operator {name.text} may use its arguments alone: {', '.join(names)}"
+                raise CascadeError(told, part.place)
+        self.operators[name.text] = Operator(name.text, names, body)
 
     def _einsum(self, line: _Line) -> None:
         result = self._reference(line)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
+
+from regard.wording import suggestion
 
 BATCH = 64
 LENGTHS = tuple(2**power for power in (10, 12, 14, 16, 18, 20))
@@ -74,10 +75,7 @@ def workload(model: str, seq_len: int) -> Workload:
         ValueError: an unknown model, or a length that is not positive.
     """
     if model not in MODELS:
-        near = difflib.get_close_matches(model, MODELS, n=1)
-        raise ValueError(
-            f"unknown workload {model!r}: " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(MODELS)}")
-        )
+        raise ValueError(f"unknown workload {model!r}: {suggestion(model, MODELS)}")
     sizes = MODELS[model]
     return Workload(model=model, **sizes, value_dim=sizes["head_dim"], keys=seq_len, queries=seq_len)
 

@@ -5,10 +5,22 @@ Paper: "Batch Normalization", Ioffe and Szegedy, ICML 2015, https://arxiv.org/ab
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
+from typing import TypeVar
 
+import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def folded_copy(model: Network) -> Network:
+    """A copy for inference, channels last, whose batch norms are folded into the convolutions before them."""
+    made = copy.deepcopy(model).eval().requires_grad_(False)
+    fold_siblings(made)
+    return made.to(memory_format=torch.channels_last)
 
 
 def fold_siblings(module: nn.Module) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from regard.models.medical.agunet import AGUNet, AGUNetConfig
@@ -9,6 +12,18 @@ from regard.models.medical.daunet import DAUNet, DAUNetConfig
 from regard.ops.soft_dice import soft_dice
 from regard.ops.tied_pooling import TENSORFLOW
 from regard.parity.adapters import Case, Outcome, adapter
+
+
+def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that both networks have."""
+    return {
+        "in_channels": config["input_shape"][-1],
+        "num_classes": config["nb_classes"],
+        "filters": tuple(config["convolutions"]),
+        "multi_scale_input": config["input_pyramid"],
+        "pooling_ties": TENSORFLOW,
+        "deep_supervision": config["deep_supervision"],
+    }
 
 
 def _run(case: Case, model: AGUNet | DAUNet) -> Outcome:
@@ -23,17 +38,7 @@ def _run(case: Case, model: AGUNet | DAUNet) -> Outcome:
 @adapter("src/Models/UNet/AttentionGatedUNet.py:AttentionGatedUnet")
 def agunet(case: Case) -> Outcome:
     """With attention gates."""
-    config = case.config
-    model = AGUNet(
-        AGUNetConfig(
-            in_channels=config["input_shape"][-1],
-            num_classes=config["nb_classes"],
-            filters=tuple(config["convolutions"]),
-            multi_scale_input=config["input_pyramid"],
-            pooling_ties=TENSORFLOW,
-            deep_supervision=config["deep_supervision"],
-        )
-    )
+    model = AGUNet(AGUNetConfig(**_shared(case.config)))
     model.load_reference(case.state)
     return _run(case, model)
 
@@ -48,17 +53,7 @@ def daunet(case: Case) -> Outcome:
     agree to 2e-6, and none where the softmax runs over another axis, is tested with the network.
     """
     config = case.config
-    model = DAUNet(
-        DAUNetConfig(
-            in_channels=config["input_shape"][-1],
-            num_classes=config["nb_classes"],
-            filters=tuple(config["convolutions"]),
-            multi_scale_input=config["input_pyramid"],
-            pooling_ties=TENSORFLOW,
-            deep_supervision=config["deep_supervision"],
-            guided=config["attention_guiding"],
-        )
-    )
+    model = DAUNet(DAUNetConfig(**_shared(config), guided=config["attention_guiding"]))
     state = dict(case.state)
     if "pam.pam.kernel" in state:
         channels = config["convolutions"][-1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from regard.files import write_atomically
 from regard.report import units
-from regard.report.page import Page, Section, fragment, render_page
+from regard.report.page import Page, Section, embedded, fragment, render_page
 from regard.report.palette import Style
 from regard.report.record import Fact
 from regard.report.series import number
@@ -119,8 +118,8 @@ def _images(record: SheetRecord) -> Section:
     pictures = [
         {
             "name": units.shorten(units.clean(picture.name), 120),
-            "source": _embedded(picture.thumbnail, "jpeg"),
-            "overlay": _embedded(picture.overlay, "png") if picture.overlay else "",
+            "source": embedded(picture.thumbnail, "jpeg"),
+            "overlay": embedded(picture.overlay, "png") if picture.overlay else "",
             "answers": [_answer(name, share) for name, share in picture.answers],
         }
         for picture in record.pictures
@@ -132,10 +131,6 @@ def _images(record: SheetRecord) -> Section:
     if left > 0:
         lead += f" {units.whole(left)} more images are left out here; predictions.csv has all of them."
     return Section("images", "Images", "Images", lead, fragment("contact_sheet.html", pictures=pictures))
-
-
-def _embedded(file: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64," + base64.b64encode(file).decode("ascii")
 
 
 def _answer(name: str, share: float) -> dict[str, str]:

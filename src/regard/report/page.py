@@ -173,6 +173,11 @@ def fragment(template: str, **values: Any) -> Markup:
     return Markup(_environment().get_template(template).render(**values))
 
 
+def embedded(file: bytes, kind: str) -> str:
+    """Return a picture's file as the address of an image that is part of the page; `kind` is "png" or "jpeg"."""
+    return f"data:image/{kind};base64," + base64.b64encode(file).decode("ascii")
+
+
 def swatch(style: Style) -> Markup:
     """Return a small inline drawing of a style's line and marker, coloured by the page's theme."""
     dashes = {"solid": "", "dash": "5 2.5", "dot": "1.5 2", "dashdot": "5 2 1.5 2"}[style.dash]

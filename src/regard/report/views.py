@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 from regard.files import write_atomically
 from regard.report import units
-from regard.report.page import Page, Section, fragment, render_page
+from regard.report.page import Page, Section, embedded, fragment, render_page
 from regard.report.record import Fact, LegendEntry, TitledPicture
 
 STYLES = ("compare.css", "training.css", "views.css")
@@ -67,7 +66,7 @@ def views_section(
     shown = [
         {
             "title": units.shorten(units.clean(title), 160),
-            "source": "data:image/png;base64," + base64.b64encode(png).decode("ascii"),
+            "source": embedded(png, "png"),
         }
         for title, png in pictures[:_MOST]
     ]

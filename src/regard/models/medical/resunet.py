@@ -9,7 +9,6 @@ enlarged bilinearly, corners not aligned; the first unit sees the images as they
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from regard.contract import load_strictly
 from regard.layers.residual_unit import ResidualUnit
 from regard.layers.resunet_decoder import UPSAMPLINGS, ResUNetDecoderBlock, Upsampling
-from regard.layers.sibling_norms import fold_siblings
+from regard.layers.sibling_norms import folded_copy
 from regard.metadata import Paper, Variant
 from regard.models.medical.segmenter import Features, Scores, Segmenter
 from regard.registry import register
@@ -105,9 +104,7 @@ class ResUNet(Segmenter):
 
     def fused(self) -> Self:
         """A copy for inference, whose batch norms are folded into the convolutions before them."""
-        made = copy.deepcopy(self).eval().requires_grad_(False)
-        fold_siblings(made)
-        return made.to(memory_format=torch.channels_last)
+        return folded_copy(self)
 
     def load_reference(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load our own layout: none was published.

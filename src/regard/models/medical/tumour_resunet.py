@@ -9,7 +9,6 @@ stand (on every skip and behind ASPP), their kind, the rates, the widths of the 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from regard.contract import load_strictly
 from regard.layers.aspp import ASPP
 from regard.layers.resunet_decoder import UPSAMPLINGS, ResUNetDecoderBlock, Upsampling
-from regard.layers.sibling_norms import fold_siblings
+from regard.layers.sibling_norms import folded_copy
 from regard.metadata import Paper, Variant
 from regard.mixers.channel.cbam_channel import CBAMChannel, cbam_hidden
 from regard.mixers.channel.squeeze_excitation import SqueezeExcitation
@@ -159,9 +158,7 @@ class TumourResUNet(Segmenter):
 
     def fused(self) -> Self:
         """A copy for inference, whose batch norms are folded into the convolutions before them."""
-        made = copy.deepcopy(self).eval().requires_grad_(False)
-        fold_siblings(made)
-        return made.to(memory_format=torch.channels_last)
+        return folded_copy(self)
 
     def load_reference(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load our own layout, or timm's EfficientNet into the encoder alone: weights to start from.
